@@ -1,0 +1,87 @@
+//! The one error type: what went wrong, with what was expected and what was found.
+
+use std::path::PathBuf;
+
+/// What can go wrong in lamina.
+///
+/// Each message names the file, tensor, flag or adapter it is about, what was
+/// expected and what was found. [`Error::exit_code`] gives the process's exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The user asked for something that cannot be (a flag, a name, a number).
+    #[error("{what}: expected {expected}, found {found}")]
+    Usage {
+        /// The flag, variable or argument.
+        what: String,
+        /// What it takes.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// No adapter of this system answers the request.
+    #[error("no GPU adapter: {0}")]
+    NoAdapter(String),
+    /// The driver refused or failed a request.
+    #[error("{adapter}: {asked} failed: {found}")]
+    Driver {
+        /// The adapter's name and backend.
+        adapter: String,
+        /// What was asked of it.
+        asked: String,
+        /// What it answered.
+        found: String,
+    },
+    /// The adapter has too little memory for a buffer.
+    #[error("{adapter}: out of memory: asked for {asked}, {offered}")]
+    OutOfMemory {
+        /// The adapter's name and backend.
+        adapter: String,
+        /// The bytes asked for and what they are for.
+        asked: String,
+        /// What the adapter offers, as far as it says.
+        offered: String,
+    },
+    /// The device was lost: driver reset, time-out or removal.
+    #[error("{adapter}: the device was lost during {asked}: {found}")]
+    DeviceLost {
+        /// The adapter's name and backend.
+        adapter: String,
+        /// What was running.
+        asked: String,
+        /// The driver's reason.
+        found: String,
+    },
+    /// A shader does not compile: a fault of lamina or of the driver, never of the user.
+    #[error("{file}:{line}: {message} (on {adapter})")]
+    Shader {
+        /// The adapter's name and backend.
+        adapter: String,
+        /// The shader file, such as `shaders/gemv.wgsl`.
+        file: String,
+        /// The line in that file, from 1.
+        line: usize,
+        /// The compiler's message.
+        message: String,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// The exit code of the command line: 2 for usage, 1 for failure.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A result with lamina's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;

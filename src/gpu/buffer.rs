@@ -1,0 +1,84 @@
+//! Memory of a device, and ranges of it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A block of device memory. Clones share it; it is freed with the last clone.
+#[derive(Clone, Debug)]
+pub struct Buffer(pub(super) Arc<Memory>);
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// Unique in this process, for the bind group cache.
+    pub id: u64,
+    pub size: u64,
+    pub label: String,
+    pub place: Place,
+}
+
+#[derive(Debug)]
+pub(super) enum Place {
+    Gpu(wgpu::Buffer),
+    /// The `cpu` device's memory. A snapshot clones the `Arc`; a write under a live snapshot copies.
+    Host(Mutex<Arc<Vec<u32>>>),
+}
+
+impl Buffer {
+    pub(super) fn new(size: u64, label: &str, place: Place) -> Buffer {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Buffer(Arc::new(Memory { id, size, label: label.to_string(), place }))
+    }
+
+    /// Its size in bytes, a multiple of 16.
+    pub fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    /// The whole of it.
+    pub fn view(&self) -> View {
+        View { buffer: self.clone(), offset: 0, size: self.0.size }
+    }
+
+    /// `size` bytes from `offset`.
+    ///
+    /// # Panics
+    /// When the range leaves the buffer, or the offset is no multiple of 256, which is
+    /// what every adapter takes as the start of a binding.
+    pub fn slice(&self, offset: u64, size: u64) -> View {
+        assert!(offset % 256 == 0, "{}: a view starts at {offset}, not a multiple of 256", self.0.label);
+        assert!(
+            offset + size <= self.0.size,
+            "{}: view {offset}+{size} leaves the buffer's {} bytes",
+            self.0.label,
+            self.0.size
+        );
+        View { buffer: self.clone(), offset, size }
+    }
+}
+
+/// A range of a [`Buffer`] that a kernel binds.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub(super) buffer: Buffer,
+    pub(super) offset: u64,
+    pub(super) size: u64,
+}
+
+impl View {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The name its buffer was allocated under.
+    pub fn label(&self) -> &str {
+        &self.buffer.0.label
+    }
+}
+
+impl From<&Buffer> for View {
+    fn from(buffer: &Buffer) -> View {
+        buffer.view()
+    }
+}

@@ -1,0 +1,224 @@
+//! An opened adapter: memory, read-back, and the errors of the driver.
+
+use std::sync::{Arc, Mutex};
+
+use super::adapter;
+use super::buffer::{Buffer, Place, View};
+use super::caps::Caps;
+use super::pipelines::Pipelines;
+use super::recorder::Recorder;
+use crate::error::{Error, Result};
+
+/// How to open a device.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// No binding larger than this, bytes: tests cut tensors into many chunks with it.
+    pub binding_bytes: Option<u64>,
+    /// Out-of-bounds accesses and endless loops are caught in shaders. On in debug builds and tests.
+    pub checked: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { binding_bytes: None, checked: cfg!(debug_assertions) }
+    }
+}
+
+/// An opened GPU.
+pub(super) struct Gpu {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub caps: Caps,
+    pub pipelines: Pipelines,
+    pub recorder: Mutex<Recorder>,
+    /// The driver's reason, once the device is lost.
+    lost: Arc<Mutex<Option<String>>>,
+    /// Errors that no scope caught.
+    stray: Arc<Mutex<Option<String>>>,
+}
+
+impl Gpu {
+    /// Opens the adapter at `index` of the list with all that it offers.
+    #[allow(unsafe_code, reason = "wgpu asks for it before experimental features (cooperative matrices)")]
+    pub async fn open(index: usize, options: &Options) -> Result<Gpu> {
+        let (adapter, mut caps) = adapter::enumerate().await.swap_remove(index);
+        let wanted = wgpu::Features::SHADER_F16
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        let mut limits = adapter.limits();
+        if let Some(bytes) = options.binding_bytes {
+            caps.binding_bytes = caps.binding_bytes.min(bytes);
+        }
+        limits.max_storage_buffer_binding_size = caps.binding_bytes;
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("lamina"),
+            required_features: adapter.features() & wanted,
+            required_limits: limits,
+            // SAFETY: cooperative matrix kernels are tried against their twins before they are chosen.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        });
+        let (device, queue) = request.await.map_err(|error| Error::Driver {
+            adapter: caps.label(),
+            asked: "opening the device".into(),
+            found: error.to_string(),
+        })?;
+        let (lost, stray) = (Arc::<Mutex<Option<String>>>::default(), Arc::<Mutex<Option<String>>>::default());
+        let note = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                *note.lock().expect("a plain store") = Some(format!("{reason:?}: {message}"));
+            }
+        });
+        let note = stray.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            log::error!("{error}");
+            note.lock().expect("a plain store").get_or_insert(error.to_string());
+        }));
+        let pipelines = Pipelines::new(&device, caps.label(), &adapter.get_info(), options.checked);
+        let recorder = Mutex::new(Recorder::new(&device));
+        Ok(Gpu { device, queue, caps, pipelines, recorder, lost, stray })
+    }
+
+    /// Allocates `size` bytes. The contents are zeros.
+    pub fn alloc(&self, size: u64, label: &str) -> Result<Buffer> {
+        let out_of_memory = |offered: String| Error::OutOfMemory {
+            adapter: self.caps.label(),
+            asked: format!("{size} bytes for {label}"),
+            offered,
+        };
+        if size > self.caps.buffer_bytes {
+            return Err(out_of_memory(format!("a buffer holds at most {} bytes", self.caps.buffer_bytes)));
+        }
+        let scopes = Scopes::push(&self.device);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::INDIRECT
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        match scopes.pop() {
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(out_of_memory("the driver has no such block left".into())),
+            error => {
+                self.explain("an allocation", error)?;
+                Ok(Buffer::new(size, label, Place::Gpu(buffer)))
+            }
+        }
+    }
+
+    pub fn write(&self, view: &View, offset: u64, bytes: &[u8]) -> Result<()> {
+        let scopes = Scopes::push(&self.device);
+        self.queue.write_buffer(gpu_buffer(view), view.offset + offset, bytes);
+        self.explain("an upload", scopes.pop())
+    }
+
+    /// Copies the views to the host, in one submission. Waits for all that was submitted before.
+    pub async fn read(&self, views: &[View]) -> Result<Vec<Vec<u8>>> {
+        let total: u64 = views.iter().map(|v| v.size.next_multiple_of(8)).sum();
+        if total == 0 {
+            return Ok(vec![Vec::new(); views.len()]);
+        }
+        let scopes = Scopes::push(&self.device);
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read-back"),
+            size: total,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut at = 0;
+        for view in views {
+            encoder.copy_buffer_to_buffer(gpu_buffer(view), view.offset, &staging, at, view.size);
+            at += view.size.next_multiple_of(8);
+        }
+        self.queue.submit([encoder.finish()]);
+        let (done, wait) = futures::channel::oneshot::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only when the caller has stopped waiting.
+            let _ = done.send(result);
+        });
+        self.explain("read-back", scopes.pop())?;
+        self.wait("read-back")?;
+        let answer = wait.await;
+        if !matches!(answer, Ok(Ok(()))) {
+            self.explain("read-back", None)?;
+            return Err(self.driver("read-back", format!("{answer:?}")));
+        }
+        let mapped = staging.get_mapped_range(..).map_err(|e| self.driver("read-back", e.to_string()))?;
+        let mut at = 0;
+        let mut read = Vec::with_capacity(views.len());
+        for view in views {
+            read.push(mapped[at as usize..(at + view.size) as usize].to_vec());
+            at += view.size.next_multiple_of(8);
+        }
+        Ok(read)
+    }
+
+    /// Waits until the GPU has done all that was submitted. In a browser the event loop does that.
+    pub fn wait(&self, asked: &str) -> Result<()> {
+        if cfg!(target_arch = "wasm32") {
+            return Ok(());
+        }
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.explain(asked, None)?;
+        polled.map(drop).map_err(|error| self.driver(asked, error.to_string()))
+    }
+
+    /// An error that a scope caught, a lost device, or a stray error, as lamina's error.
+    pub fn explain(&self, asked: &str, caught: Option<wgpu::Error>) -> Result<()> {
+        if let Some(found) = self.lost.lock().expect("a plain store").clone() {
+            return Err(Error::DeviceLost { adapter: self.caps.label(), asked: asked.into(), found });
+        }
+        if let Some(error) = caught {
+            if matches!(error, wgpu::Error::OutOfMemory { .. }) {
+                return Err(Error::OutOfMemory {
+                    adapter: self.caps.label(),
+                    asked: asked.into(),
+                    offered: format!("the driver said: {error}"),
+                });
+            }
+            return Err(self.driver(asked, error.to_string()));
+        }
+        match self.stray.lock().expect("a plain store").take() {
+            Some(found) => Err(self.driver(asked, found)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn driver(&self, asked: &str, found: String) -> Error {
+        Error::Driver { adapter: self.caps.label(), asked: asked.into(), found }
+    }
+}
+
+pub(super) fn gpu_buffer(view: &View) -> &wgpu::Buffer {
+    match &view.buffer.0.place {
+        Place::Gpu(buffer) => buffer,
+        Place::Host(_) => panic!("{}: this buffer is the cpu device's, not a GPU's", view.label()),
+    }
+}
+
+/// Error scopes around a piece of work on this thread.
+pub(super) struct Scopes([wgpu::ErrorScopeGuard; 3]);
+
+impl Scopes {
+    pub fn push(device: &wgpu::Device) -> Scopes {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        Scopes([Validation, OutOfMemory, Internal].map(|filter| device.push_error_scope(filter)))
+    }
+
+    /// The first error since [`Scopes::push`], out of memory before all others.
+    pub fn pop(self) -> Option<wgpu::Error> {
+        let [validation, memory, internal] = self.0;
+        // In the reverse order of the pushes; natively each answers at once.
+        let internal = pollster::block_on(internal.pop());
+        let memory = pollster::block_on(memory.pop());
+        let validation = pollster::block_on(validation.pop());
+        memory.or(validation).or(internal)
+    }
+}

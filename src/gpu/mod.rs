@@ -1,0 +1,25 @@
+//! The GPU layer, and the only folder that names wgpu.
+//!
+//! [`Device`] allocates memory and runs [`Recording`]s; [`Shader`] composes a kernel from its
+//! WGSL file; [`Caps`] says what the adapter offers.
+
+mod adapter;
+mod buffer;
+mod caps;
+mod compose;
+mod device;
+#[allow(clippy::module_inception, reason = "the file holds the type Gpu")]
+mod gpu;
+mod host;
+mod pipelines;
+mod recorder;
+mod recording;
+
+pub use adapter::{Selector, list};
+pub use buffer::{Buffer, View};
+pub use caps::{Caps, CooperativeShape, DeviceType};
+pub use compose::{Access, Composed, Declared, Dialect, Extensions, Shader, ShaderBuilder, Source};
+pub use device::Device;
+pub use gpu::Options;
+pub use host::{Host, Snapshot};
+pub use recording::{Call, Grid, Recording, Twin, grid_1d};

@@ -1,0 +1,186 @@
+//! Compiled kernels, by variant key.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use rayon::prelude::*;
+
+use super::compose::{Access, Declared, Dialect, Shader};
+use super::gpu::Scopes;
+use crate::error::{Error, Result};
+
+/// Largest `Params`, bytes: one slot of the uniform ring.
+pub(super) const PARAMS_SLOT: u64 = 256;
+
+/// A compiled kernel.
+pub(super) struct Pipeline {
+    /// Unique in its device, for the bind group cache.
+    pub id: usize,
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    pub bindings: Vec<Declared>,
+}
+
+/// The pipelines of one device, and their cache on disk where the driver has one.
+pub(super) struct Pipelines {
+    device: wgpu::Device,
+    adapter: String,
+    /// Out-of-bounds accesses are defined; off where the shaders' own tests have run.
+    checked: bool,
+    made: Mutex<HashMap<String, Arc<Pipeline>>>,
+    disk: Option<(wgpu::PipelineCache, PathBuf)>,
+}
+
+impl Pipelines {
+    pub fn new(device: &wgpu::Device, adapter: String, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
+        let disk = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| disk_cache(device, info));
+        Pipelines { device: device.clone(), adapter, checked, made: Mutex::default(), disk: disk.flatten() }
+    }
+
+    /// The pipeline of a shader, compiled if it is new.
+    pub fn get(&self, shader: &Shader) -> Result<Arc<Pipeline>> {
+        if let Some(made) = self.lock().get(shader.key()) {
+            return Ok(made.clone());
+        }
+        let compiled = self.compile(shader)?;
+        let mut made = self.lock();
+        let id = made.len();
+        let entry = made.entry(shader.key().to_string());
+        Ok(entry.or_insert_with(|| Arc::new(Pipeline { id, ..compiled })).clone())
+    }
+
+    /// Compiles all of them on all cores, and keeps what is new on disk.
+    pub fn prepare(&self, shaders: &[Arc<Shader>]) -> Result<()> {
+        let before = self.lock().len();
+        shaders.par_iter().try_for_each(|shader| self.get(shader).map(drop))?;
+        if self.lock().len() > before {
+            self.save();
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Pipeline>>> {
+        self.made.lock().expect("nothing panics while it holds this lock")
+    }
+
+    #[allow(unsafe_code, reason = "wgpu marks shaders without run-time checks unsafe; ours are tested with them")]
+    fn compile(&self, shader: &Shader) -> Result<Pipeline> {
+        let started = std::time::Instant::now();
+        let composed = shader.compose(Dialect::HERE);
+        let scopes = Scopes::push(&self.device);
+        let desc = wgpu::ShaderModuleDescriptor {
+            label: Some(shader.key()),
+            source: wgpu::ShaderSource::Wgsl(composed.text.as_str().into()),
+        };
+        let checks = if self.checked {
+            wgpu::ShaderRuntimeChecks::checked()
+        } else {
+            wgpu::ShaderRuntimeChecks::unchecked()
+        };
+        // SAFETY: the kernels keep to their bindings and end their loops; every variant runs in the
+        // tests with checks on.
+        let module = unsafe { self.device.create_shader_module_trusted(desc, checks) };
+        let bindings = shader.bindings();
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(shader.kernel),
+            entries: &bindings.iter().map(layout_entry).collect::<Vec<_>>(),
+        });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(shader.kernel),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(shader.key()),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                // Kernels write workgroup memory before they read it; clearing it costs llvmpipe a
+                // minute a pipeline.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: self.disk.as_ref().map(|(cache, _)| cache),
+        });
+        if let Some(error) = scopes.pop() {
+            return Err(self.explain(shader, &composed, &module, error));
+        }
+        log::debug!("compiled {} in {:?}", shader.key(), started.elapsed());
+        Ok(Pipeline { id: 0, pipeline, layout, bindings })
+    }
+
+    /// The compiler's message with the shader file's own line.
+    fn explain(
+        &self,
+        shader: &Shader,
+        composed: &super::compose::Composed,
+        module: &wgpu::ShaderModule,
+        error: wgpu::Error,
+    ) -> Error {
+        let info = pollster::block_on(module.get_compilation_info());
+        let fault = info.messages.iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
+        let (line, message) = match fault {
+            Some(m) => (m.location.map_or(1, |l| l.line_number as usize), m.message.clone()),
+            None => {
+                return Error::Driver {
+                    adapter: self.adapter.clone(),
+                    asked: format!("the pipeline '{}'", shader.key()),
+                    found: error.to_string(),
+                };
+            }
+        };
+        let (file, line) = composed.locate(line);
+        Error::Shader { adapter: self.adapter.clone(), file: file.to_string(), line, message }
+    }
+
+    /// Writes the driver's cache to disk. A failure costs only time at the next start.
+    fn save(&self) {
+        let Some((cache, path)) = &self.disk else { return };
+        let Some(data) = cache.get_data() else { return };
+        let write = || {
+            std::fs::create_dir_all(path.parent().expect("the cache is a file in a folder"))?;
+            // Another process may write at the same time: each writes its own file and renames.
+            let part = path.with_extension(std::process::id().to_string());
+            std::fs::write(&part, &data)?;
+            std::fs::rename(&part, path)
+        };
+        match write() {
+            Ok(()) => log::debug!("wrote {} bytes of pipelines to {}", data.len(), path.display()),
+            Err(error) => log::warn!("cannot keep compiled pipelines in {}: {error}", path.display()),
+        }
+    }
+}
+
+/// The on-disk pipeline cache of this adapter and driver.
+#[allow(unsafe_code, reason = "wgpu marks cache data from disk unsafe: a driver trusts it")]
+fn disk_cache(device: &wgpu::Device, info: &wgpu::AdapterInfo) -> Option<(wgpu::PipelineCache, PathBuf)> {
+    let name = wgpu::util::pipeline_cache_key(info)?;
+    let path = dirs::cache_dir()?.join("lamina").join(name);
+    let data = std::fs::read(&path).ok();
+    // SAFETY: the file is one that `get_data` gave for this adapter and driver (its name says so), and
+    // with `fallback` a file that does not fit is ignored.
+    let cache = unsafe {
+        device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
+            label: Some("lamina"),
+            data: data.as_deref(),
+            fallback: true,
+        })
+    };
+    Some((cache, path))
+}
+
+fn layout_entry(declared: &Declared) -> wgpu::BindGroupLayoutEntry {
+    let (ty, has_dynamic_offset) = match declared.access {
+        Access::Uniform => (wgpu::BufferBindingType::Uniform, true),
+        Access::Read => (wgpu::BufferBindingType::Storage { read_only: true }, false),
+        Access::ReadWrite => (wgpu::BufferBindingType::Storage { read_only: false }, false),
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding: declared.index,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+        count: None,
+    }
+}

@@ -1,0 +1,195 @@
+//! Runs a [`Recording`] on a GPU: one encoder and one compute pass a step.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::buffer::{Memory, View};
+use super::compose::Access;
+use super::gpu::{Gpu, Scopes, gpu_buffer};
+use super::pipelines::{PARAMS_SLOT, Pipeline};
+use super::recording::{Call, Grid, Recording};
+use crate::error::Result;
+
+/// The parameter ring and the bind groups of one device.
+pub(super) struct Recorder {
+    /// Every call's `Params`, 256 bytes apart; rewritten by each step.
+    ring: wgpu::Buffer,
+    groups: HashMap<GroupKey, Group>,
+}
+
+/// A pipeline and the ranges bound to it.
+type GroupKey = (usize, Vec<(u64, u64, u64)>);
+
+struct Group {
+    group: wgpu::BindGroup,
+    /// The buffers it holds; once one is freed by its owners, the group goes too.
+    holds: Vec<Weak<Memory>>,
+}
+
+fn ring(device: &wgpu::Device, size: u64) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("params"),
+        size,
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
+}
+
+impl Recorder {
+    pub fn new(device: &wgpu::Device) -> Recorder {
+        Recorder { ring: ring(device, 256 * PARAMS_SLOT), groups: HashMap::new() }
+    }
+
+    /// Writes the calls' parameters to the ring; the ring grows to the longest step.
+    fn params(&mut self, gpu: &Gpu, calls: &[Call]) {
+        let size = calls.len() as u64 * PARAMS_SLOT;
+        if size > self.ring.size() {
+            self.ring = ring(&gpu.device, size.next_power_of_two());
+            self.groups.clear();
+        }
+        let mut bytes = vec![0u8; size as usize];
+        for (call, slot) in calls.iter().zip(bytes.chunks_exact_mut(PARAMS_SLOT as usize)) {
+            assert!(call.params.len() <= slot.len(), "{}: Params over {PARAMS_SLOT} bytes", call.shader.kernel);
+            slot[..call.params.len()].copy_from_slice(&call.params);
+        }
+        if size > 0 {
+            gpu.queue.write_buffer(&self.ring, 0, &bytes);
+        }
+    }
+
+    fn group(&mut self, gpu: &Gpu, pipeline: &Pipeline, call: &Call) -> wgpu::BindGroup {
+        let bound = bound(pipeline, call);
+        let range = |view: &&View| (view.buffer.0.id, view.offset, view.size);
+        let key = (pipeline.id, bound.iter().map(|(_, view)| range(view)).collect());
+        if let Some(group) = self.groups.get(&key) {
+            return group.group.clone();
+        }
+        // A freed buffer's groups would keep its memory: dropped whenever a group is new.
+        self.groups.retain(|_, group| group.holds.iter().all(|weak| weak.strong_count() > 0));
+        let mut entries: Vec<_> = bound.iter().map(|(index, view)| entry(*index, gpu_buffer(view), view)).collect();
+        if let Some(params) = pipeline.bindings.iter().find(|d| d.access == Access::Uniform) {
+            entries.push(wgpu::BindGroupEntry {
+                binding: params.index,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &self.ring,
+                    offset: 0,
+                    size: std::num::NonZeroU64::new(PARAMS_SLOT),
+                }),
+            });
+        }
+        let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(call.shader.kernel),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        let holds = bound.iter().map(|(_, view)| Arc::downgrade(&view.buffer.0)).collect();
+        self.groups.insert(key, Group { group: group.clone(), holds });
+        group
+    }
+}
+
+fn entry<'a>(binding: u32, buffer: &'a wgpu::Buffer, view: &View) -> wgpu::BindGroupEntry<'a> {
+    let size = std::num::NonZeroU64::new(view.size);
+    let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: view.offset, size });
+    wgpu::BindGroupEntry { binding, resource }
+}
+
+/// The call's views in the order of the shader's bindings.
+///
+/// # Panics
+/// When a binding has no view, or a view no binding: a fault of the kernel's `record`.
+fn bound<'a>(pipeline: &Pipeline, call: &'a Call) -> Vec<(u32, &'a View)> {
+    let kernel = call.shader.kernel;
+    let storage = pipeline.bindings.iter().filter(|d| d.access != Access::Uniform);
+    let bound: Vec<(u32, &View)> = storage
+        .map(|declared| {
+            let mut named = call.bindings.iter().filter(|(name, _)| *name == declared.name);
+            let found = named.next().unwrap_or_else(|| panic!("{kernel}: nothing is bound to '{}'", declared.name));
+            assert!(named.next().is_none(), "{kernel}: '{}' is bound twice", declared.name);
+            (declared.index, &found.1)
+        })
+        .collect();
+    for (name, _) in &call.bindings {
+        let declared = pipeline.bindings.iter().any(|d| d.name == *name);
+        assert!(declared, "{kernel}: the shader has no binding named '{name}'");
+    }
+    let has_params = pipeline.bindings.len() > bound.len();
+    assert!(has_params != call.params.is_empty(), "{kernel}: Params and the shader's uniform do not match");
+    bound
+}
+
+impl Gpu {
+    /// Compiles what the recording needs, on all cores.
+    pub fn prepare(&self, recording: &Recording) -> Result<()> {
+        let shaders: Vec<_> = recording.calls().iter().map(|call| call.shader.clone()).collect();
+        self.pipelines.prepare(&shaders)
+    }
+
+    /// Submits the recording; returns before it has run.
+    pub fn submit(&self, recording: &Recording) -> Result<()> {
+        self.encode(recording, None)
+    }
+
+    /// Runs the recording `times` times in one submission, each in a pass of its own between two
+    /// timestamps. `None` where the adapter has no timestamps.
+    pub async fn time(&self, recording: &Recording, times: u32) -> Result<Option<Vec<Duration>>> {
+        if !self.caps.timestamps {
+            return Ok(None);
+        }
+        let queries = self.device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("timestamps"),
+            ty: wgpu::QueryType::Timestamp,
+            count: 2 * times,
+        });
+        let size = u64::from(times) * 16;
+        let resolved = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("timestamps"),
+            size,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        self.encode(recording, Some((&queries, times, &resolved)))?;
+        let place = super::buffer::Place::Gpu(resolved);
+        let view = super::buffer::Buffer::new(size, "timestamps", place).view();
+        let bytes = self.read(&[view]).await?.remove(0);
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+        let period = f64::from(self.queue.get_timestamp_period());
+        let spent = |pair: &[u64]| Duration::from_nanos((pair[1].saturating_sub(pair[0]) as f64 * period) as u64);
+        Ok(Some(ticks.chunks_exact(2).map(spent).collect()))
+    }
+
+    fn encode(&self, recording: &Recording, timed: Option<(&wgpu::QuerySet, u32, &wgpu::Buffer)>) -> Result<()> {
+        let calls = recording.calls();
+        let pipelines = calls.iter().map(|call| self.pipelines.get(&call.shader)).collect::<Result<Vec<_>>>()?;
+        let mut recorder = self.recorder.lock().expect("a panic in it is a fault of lamina");
+        let scopes = Scopes::push(&self.device);
+        recorder.params(self, calls);
+        let groups: Vec<_> = calls.iter().zip(&pipelines).map(|(call, p)| recorder.group(self, p, call)).collect();
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        for iteration in 0..timed.map_or(1, |(_, times, _)| times) {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("step"),
+                timestamp_writes: timed.map(|(query_set, ..)| wgpu::ComputePassTimestampWrites {
+                    query_set,
+                    beginning_of_pass_write_index: Some(2 * iteration),
+                    end_of_pass_write_index: Some(2 * iteration + 1),
+                }),
+            });
+            for (at, ((call, pipeline), group)) in calls.iter().zip(&pipelines).zip(&groups).enumerate() {
+                let offset = at as u32 * PARAMS_SLOT as u32;
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, group, if call.params.is_empty() { &[] } else { std::slice::from_ref(&offset) });
+                match &call.grid {
+                    Grid::Direct([x, y, z]) => pass.dispatch_workgroups(*x, *y, *z),
+                    Grid::Indirect(view) => pass.dispatch_workgroups_indirect(gpu_buffer(view), view.offset),
+                }
+            }
+        }
+        if let Some((queries, times, resolved)) = timed {
+            encoder.resolve_query_set(queries, 0..2 * times, resolved, 0);
+        }
+        self.queue.submit([encoder.finish()]);
+        self.explain("a step", scopes.pop())
+    }
+}

@@ -1,0 +1,168 @@
+//! The kernels, one file each, and what all of them offer.
+//!
+//! Three kinds of number never mix: `Params` (sizes, passed per call), `Spec` (fixed by the
+//! model) and `Tuning` (chosen for speed on a device; never changes the answer beyond rounding).
+
+mod batch;
+mod case;
+pub mod inputs;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+pub use batch::{CacheChunk, Row, Sequence, Split};
+pub use case::{AnyCase, AnyJob, Case, Check, Data, Expected, Job, Role, Set, Tensor, Tensors, Tolerance};
+
+use crate::gpu::{Caps, Shader, Source};
+
+/// One way of running a kernel on a device.
+#[derive(Clone, Debug)]
+pub struct Variant<T> {
+    /// Its name, such as `portable`, `f16`, `subgroup`.
+    pub name: &'static str,
+    /// Its numbers.
+    pub tuning: T,
+}
+
+/// The variant that a device gets, and why.
+#[derive(Clone, Debug)]
+pub struct Choice<T> {
+    /// What was chosen.
+    pub variant: Variant<T>,
+    /// The reason, for `lamina info`.
+    pub why: String,
+}
+
+/// What every kernel's file offers; `check`, `bench` and `info` drive kernels through it.
+/// Each kernel has besides a `record` of its own, which adds its dispatches to a recording.
+pub trait Kernel: Sized + Send + Sync + 'static {
+    /// The name of its five files.
+    const NAME: &'static str;
+    /// Its shader file.
+    const SOURCE: Source;
+    /// The fields of its WGSL `Params`, empty where it has none.
+    const PARAMS: &'static [Field];
+    /// What the model fixes.
+    type Spec: Clone + Debug + PartialEq + Send + Sync + 'static;
+    /// What is chosen for speed.
+    type Tuning: Clone + Debug + Send + Sync + 'static;
+
+    /// Every way of running `spec` that `caps` allow, the portable one first.
+    fn variants(spec: &Self::Spec, caps: &Caps) -> Vec<Variant<Self::Tuning>>;
+
+    /// The variant for a device: a pure choice among [`Kernel::variants`].
+    fn tuning(spec: &Self::Spec, caps: &Caps) -> Choice<Self::Tuning>;
+
+    /// The kernel with its shader composed.
+    fn new(spec: &Self::Spec, tuning: &Self::Tuning) -> Self;
+
+    /// The specialised shader.
+    fn shader(&self) -> &Arc<Shader>;
+
+    /// The parity cases.
+    fn cases(set: Set) -> Vec<Case<Self>>;
+}
+
+/// A member of a `Params` struct, for the test that holds it against the WGSL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// Its offset, bytes.
+    pub offset: usize,
+    /// `u32`, `i32` or `f32`.
+    pub kind: &'static str,
+}
+
+/// Declares a kernel's `Params`: a plain struct of 4-byte numbers, with its fields listed in `FIELDS`.
+#[macro_export]
+macro_rules! params {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$doc:meta])* pub $field:ident: $kind:ident,)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $($(#[$doc])* pub $field: $kind,)* }
+
+        impl $name {
+            /// Name, offset and type of each member.
+            pub const FIELDS: &'static [$crate::kernels::Field] = &[$($crate::kernels::Field {
+                name: stringify!($field),
+                offset: std::mem::offset_of!($name, $field),
+                kind: stringify!($kind),
+            },)*];
+        }
+    };
+}
+
+/// A kernel without its types: what the list holds.
+pub struct Entry {
+    /// The kernel's name.
+    pub name: &'static str,
+    /// Its shader file.
+    pub source: Source,
+    /// Its `Params`.
+    pub params: &'static [Field],
+    /// Its parity cases.
+    pub cases: fn(Set) -> Vec<AnyCase>,
+    /// Every shader that its cases' specs and the variants under `caps` give, with the variant's name.
+    pub shaders: fn(&Caps) -> Vec<(&'static str, Arc<Shader>)>,
+    /// The distinct choices under `caps`: spec, variant, why.
+    pub choices: fn(&Caps) -> Vec<(String, &'static str, String)>,
+}
+
+fn entry<K: Kernel>() -> Entry {
+    Entry {
+        name: K::NAME,
+        source: K::SOURCE,
+        params: K::PARAMS,
+        cases: |set| K::cases(set).into_iter().map(Case::erase).collect(),
+        shaders: |caps| {
+            let mut shaders: Vec<(&'static str, Arc<Shader>)> = Vec::new();
+            for spec in specs::<K>() {
+                for variant in K::variants(&spec, caps) {
+                    let shader = K::new(&spec, &variant.tuning).shader().clone();
+                    if shaders.iter().all(|(_, s)| s.key() != shader.key()) {
+                        shaders.push((variant.name, shader));
+                    }
+                }
+            }
+            shaders
+        },
+        choices: |caps| {
+            let mut choices: Vec<(String, &'static str, String)> = Vec::new();
+            for spec in specs::<K>() {
+                let choice = K::tuning(&spec, caps);
+                if choices.iter().all(|(_, name, why)| (*name, why) != (choice.variant.name, &choice.why)) {
+                    choices.push((format!("{spec:?}"), choice.variant.name, choice.why));
+                }
+            }
+            choices
+        },
+    }
+}
+
+/// The distinct specs of a kernel's cases.
+fn specs<K: Kernel>() -> Vec<K::Spec> {
+    let mut specs: Vec<K::Spec> = Vec::new();
+    for case in K::cases(Set::Pairs) {
+        if !specs.contains(&case.spec) {
+            specs.push(case.spec);
+        }
+    }
+    specs
+}
+
+/// Lists the kernels: their modules, and [`ALL`].
+macro_rules! kernels {
+    ($($module:ident :: $kernel:ident,)*) => {
+        $(pub mod $module;)*
+
+        /// Every kernel.
+        pub static ALL: std::sync::LazyLock<Vec<Entry>> =
+            std::sync::LazyLock::new(|| vec![$(entry::<$module::$kernel>(),)*]);
+    };
+}
+
+kernels![
+    add::Add,
+];

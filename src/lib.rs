@@ -1,0 +1,9 @@
+//! Multi-head Latent Attention (MLA) on any GPU: WGSL kernels and a wgpu runtime.
+
+pub mod check;
+pub mod error;
+pub mod gpu;
+pub mod kernels;
+pub mod reference;
+
+pub use error::{Error, Result};

@@ -1,0 +1,5 @@
+//! The kernels' CPU twins: plain loops, f64 accumulation, no cleverness.
+//!
+//! A twin imports nothing from `gpu` or `kernels`: a bug that both shared would be invisible.
+
+pub mod add;

@@ -1,0 +1,3 @@
+//! Every case of every kernel and variant, on every adapter of this system, against its twin.
+
+mod add;
