@@ -1,5 +1,6 @@
 //! Multi-head Latent Attention (MLA) on any GPU: WGSL kernels and a wgpu runtime.
 
+pub mod bench;
 pub mod check;
 pub mod error;
 pub mod gpu;

@@ -152,14 +152,14 @@ impl Device {
         }
     }
 
-    /// Runs the recording `times` times in one submission and times each by the GPU's clock;
-    /// `None` where there are no timestamps.
+    /// Runs the recordings in turn, `times` times, in one submission and times each by the GPU's
+    /// clock; `None` where there are no timestamps.
     ///
     /// # Errors
     /// As [`Device::submit`].
-    pub async fn time(&self, recording: &Recording, times: u32) -> Result<Option<Vec<Duration>>> {
+    pub async fn time(&self, recordings: &[Recording], times: u32) -> Result<Option<Vec<Duration>>> {
         match &*self.0 {
-            Kind::Gpu(gpu) => gpu.time(recording, times).await,
+            Kind::Gpu(gpu) => gpu.time(recordings, times).await,
             Kind::Cpu(_) => Ok(None),
         }
     }

@@ -42,7 +42,7 @@ impl Recorder {
     }
 
     /// Writes the calls' parameters to the ring; the ring grows to the longest step.
-    fn params(&mut self, gpu: &Gpu, calls: &[Call]) {
+    fn params(&mut self, gpu: &Gpu, calls: &[&Call]) {
         let size = calls.len() as u64 * PARAMS_SLOT;
         if size > self.ring.size() {
             self.ring = ring(&gpu.device, size.next_power_of_two());
@@ -128,28 +128,30 @@ impl Gpu {
 
     /// Submits the recording; returns before it has run.
     pub fn submit(&self, recording: &Recording) -> Result<()> {
-        self.encode(recording, None)
+        self.encode(&[recording], None)
     }
 
-    /// Runs the recording `times` times in one submission, each in a pass of its own between two
-    /// timestamps. `None` where the adapter has no timestamps.
-    pub async fn time(&self, recording: &Recording, times: u32) -> Result<Option<Vec<Duration>>> {
+    /// Runs the recordings in turn, `times` times, in one submission, each in a pass of its own
+    /// between two timestamps. `None` where the adapter has no timestamps.
+    pub async fn time(&self, recordings: &[Recording], times: u32) -> Result<Option<Vec<Duration>>> {
         if !self.caps.timestamps {
             return Ok(None);
         }
+        let passes = recordings.len() as u32 * times;
         let queries = self.device.create_query_set(&wgpu::QuerySetDescriptor {
             label: Some("timestamps"),
             ty: wgpu::QueryType::Timestamp,
-            count: 2 * times,
+            count: 2 * passes,
         });
-        let size = u64::from(times) * 16;
+        let size = u64::from(passes) * 16;
         let resolved = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("timestamps"),
             size,
             usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
-        self.encode(recording, Some((&queries, times, &resolved)))?;
+        let turns: Vec<&Recording> = (0..times).flat_map(|_| recordings).collect();
+        self.encode(&turns, Some((&queries, &resolved)))?;
         let place = super::buffer::Place::Gpu(resolved);
         let view = super::buffer::Buffer::new(size, "timestamps", place).view();
         let bytes = self.read(&[view]).await?.remove(0);
@@ -159,35 +161,40 @@ impl Gpu {
         Ok(Some(ticks.chunks_exact(2).map(spent).collect()))
     }
 
-    fn encode(&self, recording: &Recording, timed: Option<(&wgpu::QuerySet, u32, &wgpu::Buffer)>) -> Result<()> {
-        let calls = recording.calls();
+    /// Encodes and submits each recording as one pass, with a pair of timestamps where they are asked for.
+    fn encode(&self, recordings: &[&Recording], timed: Option<(&wgpu::QuerySet, &wgpu::Buffer)>) -> Result<()> {
+        let calls: Vec<&Call> = recordings.iter().flat_map(|r| r.calls()).collect();
         let pipelines = calls.iter().map(|call| self.pipelines.get(&call.shader)).collect::<Result<Vec<_>>>()?;
         let mut recorder = self.recorder.lock().expect("a panic in it is a fault of lamina");
         let scopes = Scopes::push(&self.device);
-        recorder.params(self, calls);
+        recorder.params(self, &calls);
         let groups: Vec<_> = calls.iter().zip(&pipelines).map(|(call, p)| recorder.group(self, p, call)).collect();
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        for iteration in 0..timed.map_or(1, |(_, times, _)| times) {
+        let mut at = 0;
+        for (turn, recording) in recordings.iter().enumerate() {
+            let turn = turn as u32;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some("step"),
-                timestamp_writes: timed.map(|(query_set, ..)| wgpu::ComputePassTimestampWrites {
+                timestamp_writes: timed.map(|(query_set, _)| wgpu::ComputePassTimestampWrites {
                     query_set,
-                    beginning_of_pass_write_index: Some(2 * iteration),
-                    end_of_pass_write_index: Some(2 * iteration + 1),
+                    beginning_of_pass_write_index: Some(2 * turn),
+                    end_of_pass_write_index: Some(2 * turn + 1),
                 }),
             });
-            for (at, ((call, pipeline), group)) in calls.iter().zip(&pipelines).zip(&groups).enumerate() {
+            for call in recording.calls() {
                 let offset = at as u32 * PARAMS_SLOT as u32;
-                pass.set_pipeline(&pipeline.pipeline);
-                pass.set_bind_group(0, group, if call.params.is_empty() { &[] } else { std::slice::from_ref(&offset) });
+                pass.set_pipeline(&pipelines[at].pipeline);
+                let offsets: &[u32] = if call.params.is_empty() { &[] } else { &[offset] };
+                pass.set_bind_group(0, &groups[at], offsets);
                 match &call.grid {
                     Grid::Direct([x, y, z]) => pass.dispatch_workgroups(*x, *y, *z),
                     Grid::Indirect(view) => pass.dispatch_workgroups_indirect(gpu_buffer(view), view.offset),
                 }
+                at += 1;
             }
         }
-        if let Some((queries, times, resolved)) = timed {
-            encoder.resolve_query_set(queries, 0..2 * times, resolved, 0);
+        if let Some((queries, resolved)) = timed {
+            encoder.resolve_query_set(queries, 0..2 * recordings.len() as u32, resolved, 0);
         }
         self.queue.submit([encoder.finish()]);
         self.explain("a step", scopes.pop())

@@ -61,7 +61,7 @@ impl Kernel for Add {
         &self.shader
     }
 
-    fn cases(_: Set) -> Vec<Case<Add>> {
+    fn cases(set: Set) -> Vec<Case<Add>> {
         let case = |length: usize, scale: f32| {
             Case::new(format!("length {length}, scale {scale}"), Spec, 2.0 * length as f64, move || {
                 let mut inputs = Inputs::seed(length as u64);
@@ -75,7 +75,11 @@ impl Kernel for Add {
                     kernel.record(recording, params, t.get("x"), t.get("y"));
                 })
             })
+            .moving(12.0 * length as f64)
         };
+        if set == Set::Timed {
+            return vec![case(7168 * 512, 1.0)];
+        }
         let lengths = [4, 8, 252, 256, 1020, 1024, 1028, 7168 * 9];
         lengths.iter().flat_map(|l| [case(*l, 1.0), case(*l, 0.178)]).collect()
     }

@@ -14,6 +14,8 @@ pub enum Set {
     Pairs,
     /// The product of the parameters, for real GPUs (`lamina check --full`).
     Full,
+    /// A few of the sizes that models have, for timing.
+    Timed,
 }
 
 /// A tensor's elements on the host.
@@ -238,6 +240,8 @@ pub struct Case<K: Kernel> {
     pub spec: K::Spec,
     /// Floating-point operations, about.
     pub flops: f64,
+    /// Bytes that must move through device memory, each input read once; 0 where nobody times it.
+    pub bytes: f64,
     /// Makes the inputs.
     pub job: Box<dyn Fn() -> Job<K> + Send + Sync>,
 }
@@ -250,18 +254,25 @@ impl<K: Kernel> Case<K> {
         flops: f64,
         job: impl Fn() -> Job<K> + Send + Sync + 'static,
     ) -> Case<K> {
-        Case { name: name.into(), spec, flops, job: Box::new(job) }
+        Case { name: name.into(), spec, flops, bytes: 0.0, job: Box::new(job) }
+    }
+
+    /// Sets the bytes that must move.
+    pub fn moving(mut self, bytes: f64) -> Case<K> {
+        self.bytes = bytes;
+        self
     }
 
     /// The case without its kernel's types.
     pub fn erase(self) -> AnyCase {
-        let (name, flops) = (self.name.clone(), self.flops);
+        let (name, flops, bytes) = (self.name.clone(), self.flops, self.bytes);
         let case = Arc::new(self);
         let of = case.clone();
         AnyCase {
             kernel: K::NAME,
             name,
             flops,
+            bytes,
             variants: Box::new(move |caps| K::variants(&of.spec, caps).iter().map(|v| v.name).collect()),
             job: Box::new(move || {
                 let (job, case) = ((case.job)(), case.clone());
@@ -289,6 +300,8 @@ pub struct AnyCase {
     pub name: String,
     /// Floating-point operations, about.
     pub flops: f64,
+    /// Bytes that must move through device memory.
+    pub bytes: f64,
     /// The names of the variants under some caps, portable first.
     pub variants: Box<dyn Fn(&Caps) -> Vec<&'static str> + Send + Sync>,
     /// Makes the inputs.

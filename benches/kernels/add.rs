@@ -1,0 +1,5 @@
+//! Times `add` on the chosen adapter.
+
+pub fn run() {
+    crate::time("add");
+}

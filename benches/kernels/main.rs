@@ -1,0 +1,56 @@
+//! Times each kernel on the adapter that `LAMINA_ADAPTER` names, each case checked first.
+//! `cargo bench --bench kernels -- add` times one kernel.
+
+use lamina::bench;
+use lamina::gpu::{Device, Options};
+use lamina::kernels::{ALL, Set};
+
+/// More than the last-level cache of any GPU.
+const COLD: u64 = 512 << 20;
+
+macro_rules! benches {
+    ($($name:ident,)*) => {
+        $(mod $name;)*
+        const BENCHES: &[(&str, fn())] = &[$((stringify!($name), $name::run),)*];
+    };
+}
+
+benches![
+    add,
+];
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    for (name, run) in BENCHES {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            run();
+        }
+    }
+}
+
+/// Times every timed case and variant of a kernel, one line each.
+fn time(kernel: &str) {
+    let selector = std::env::var("LAMINA_ADAPTER").unwrap_or_default().parse().expect("LAMINA_ADAPTER names an adapter");
+    let options = Options { checked: false, ..Options::default() };
+    let device = pollster::block_on(Device::open(&selector, &options)).expect("the adapter opens");
+    let cold = if device.caps().is_software() { 0 } else { COLD };
+    let entry = ALL.iter().find(|e| e.name == kernel).expect("the kernel is in the list");
+    for case in 0..(entry.cases)(Set::Timed).len() {
+        let make = || (entry.cases)(Set::Timed).swap_remove(case);
+        for variant in (make().variants)(device.caps()) {
+            match bench::time(&device, make(), variant, cold) {
+                Ok(Some(t)) => println!(
+                    "{kernel} {variant}, {}: {:.1} us ({:.1} to {:.1}), {:.0} GB/s, {:.2} TFLOP/s",
+                    t.case,
+                    t.median.as_secs_f64() * 1e6,
+                    t.p10.as_secs_f64() * 1e6,
+                    t.p90.as_secs_f64() * 1e6,
+                    t.gigabytes,
+                    t.teraflops,
+                ),
+                Ok(None) => println!("{kernel} {variant}: {} has no timestamps", device.caps().label()),
+                Err(error) => println!("{kernel} {variant}: {error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Checked timing: a case is held against its twin first, and timed only when it passed.
+
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::check::Prepared;
+use crate::gpu::{Device, Recording};
+use crate::kernels::{AnyCase, Tensors};
+
+/// What a timed case gave.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// The variant.
+    pub variant: String,
+    /// The case.
+    pub case: String,
+    /// Median, 10th and 90th percentile of one run's GPU time.
+    pub median: Duration,
+    /// The 10th percentile.
+    pub p10: Duration,
+    /// The 90th percentile.
+    pub p90: Duration,
+    /// Bytes that must move, over the median, GB/s.
+    pub gigabytes: f64,
+    /// Floating-point operations over the median, TFLOP/s.
+    pub teraflops: f64,
+}
+
+/// How long the device works before anything is timed: idle GPUs run at a fraction of their clock.
+const WARM_UP: Duration = Duration::from_millis(120);
+/// Timed runs.
+const RUNS: u32 = 40;
+
+/// Checks a variant of a case and times it. Runs rotate among copies of the tensors that together
+/// exceed `cold_bytes`, so that no run finds its inputs in a cache.
+///
+/// Returns `None` where the adapter has no timestamps.
+///
+/// # Errors
+/// [`crate::Error::Driver`] when the check fails: a wrong kernel has no time; and the driver's faults.
+pub fn time(device: &Device, case: AnyCase, variant: &str, cold_bytes: u64) -> Result<Option<Timing>> {
+    let (kernel, name, flops, bytes) = (case.kernel, case.name.clone(), case.flops, case.bytes);
+    let prepared = Prepared::new(case)?;
+    let outcome = prepared.run(device, variant)?;
+    if !outcome.passed {
+        return Err(crate::Error::Driver {
+            adapter: device.caps().label(),
+            asked: format!("the check before timing {kernel} {variant}, {name}"),
+            found: format!("NMSE {:e} over {:e} at {}", outcome.nmse, outcome.tolerance, outcome.place),
+        });
+    }
+    let job = (prepared.case().job)();
+    let size: u64 = job.tensors.iter().map(|t| t.data.bytes().len() as u64).sum();
+    let copies = cold_bytes.div_ceil(size.max(1)).clamp(1, 64);
+    let mut recordings = Vec::new();
+    for _ in 0..copies {
+        let tensors = Tensors::upload(device, &job.tensors)?;
+        let mut recording = Recording::new();
+        (job.record)(variant, device.caps(), &tensors, &mut recording);
+        recordings.push(recording);
+    }
+    let warm = Instant::now();
+    while warm.elapsed() < WARM_UP {
+        for recording in &recordings {
+            device.submit(recording)?;
+        }
+        device.wait()?;
+    }
+    let mut spent = Vec::new();
+    let rounds = RUNS.div_ceil(copies as u32).max(2);
+    for _ in 0..rounds {
+        let Some(times) = pollster::block_on(device.time(&recordings, 1))? else { return Ok(None) };
+        spent.extend(times);
+    }
+    spent.sort();
+    let at = |share: f64| spent[((spent.len() - 1) as f64 * share) as usize];
+    let seconds = at(0.5).as_secs_f64();
+    Ok(Some(Timing {
+        kernel,
+        variant: variant.to_string(),
+        case: name,
+        median: at(0.5),
+        p10: at(0.1),
+        p90: at(0.9),
+        gigabytes: bytes / seconds / 1e9,
+        teraflops: flops / seconds / 1e12,
+    }))
+}
