@@ -15,9 +15,7 @@ macro_rules! benches {
     };
 }
 
-benches![
-    add,
-];
+benches![add,];
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -30,7 +28,8 @@ fn main() {
 
 /// Times every timed case and variant of a kernel, one line each.
 fn time(kernel: &str) {
-    let selector = std::env::var("LAMINA_ADAPTER").unwrap_or_default().parse().expect("LAMINA_ADAPTER names an adapter");
+    let selector =
+        std::env::var("LAMINA_ADAPTER").unwrap_or_default().parse().expect("LAMINA_ADAPTER names an adapter");
     let options = Options { checked: false, ..Options::default() };
     let device = pollster::block_on(Device::open(&selector, &options)).expect("the adapter opens");
     let cold = if device.caps().is_software() { 0 } else { COLD };

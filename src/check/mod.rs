@@ -75,12 +75,7 @@ impl Prepared {
     ///
     /// # Errors
     /// As [`Prepared::run`].
-    pub fn run_with(
-        &self,
-        device: &Device,
-        variant: &str,
-        change: impl Fn(Recording) -> Recording,
-    ) -> Result<Outcome> {
+    pub fn run_with(&self, device: &Device, variant: &str, change: impl Fn(Recording) -> Recording) -> Result<Outcome> {
         let outputs = run(&self.case, &self.job, device, Some(variant), change)?;
         let mut worst = Verdict::default();
         for (tensor, bytes) in outputs_of(&self.job).zip(&outputs) {

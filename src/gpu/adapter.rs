@@ -77,9 +77,10 @@ impl Selector {
                 };
                 match found[..] {
                     [one] => Ok(Some(one)),
-                    [] if list.is_empty() => {
-                        Err(usage("'cpu', since this system has no GPU adapter (lamina info says how to get one)", &asked))
-                    }
+                    [] if list.is_empty() => Err(usage(
+                        "'cpu', since this system has no GPU adapter (lamina info says how to get one)",
+                        &asked,
+                    )),
                     [] => Err(usage(&format!("a part of one adapter's name, of{}", lines(list, |_| true)), &asked)),
                     _ => Err(usage(
                         &format!("one adapter, but several match (give an index or a backend):{}", lines(list, fits)),

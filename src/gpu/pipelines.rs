@@ -73,11 +73,8 @@ impl Pipelines {
             label: Some(shader.key()),
             source: wgpu::ShaderSource::Wgsl(composed.text.as_str().into()),
         };
-        let checks = if self.checked {
-            wgpu::ShaderRuntimeChecks::checked()
-        } else {
-            wgpu::ShaderRuntimeChecks::unchecked()
-        };
+        let checks =
+            if self.checked { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
         // SAFETY: the kernels keep to their bindings and end their loops; every variant runs in the
         // tests with checks on.
         let module = unsafe { self.device.create_shader_module_trusted(desc, checks) };

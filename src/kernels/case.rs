@@ -218,10 +218,7 @@ pub struct Job<K> {
 
 impl<K> Job<K> {
     /// A job whose expected outputs are those of the calls' twins.
-    pub fn new(
-        tensors: Vec<Tensor>,
-        record: impl Fn(&K, &Tensors, &mut Recording) + Send + Sync + 'static,
-    ) -> Job<K> {
+    pub fn new(tensors: Vec<Tensor>, record: impl Fn(&K, &Tensors, &mut Recording) + Send + Sync + 'static) -> Job<K> {
         Job { tensors, record: Box::new(record), expected: None }
     }
 
