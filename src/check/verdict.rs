@@ -44,15 +44,18 @@ impl Verdict {
 /// # Panics
 /// When the tensor is no output, or the expected rows do not fit it.
 pub fn judge(tensor: &Tensor, bytes: &[u8], expected: &Expected) -> Verdict {
-    let Role::Output(check) = tensor.role else { panic!("{} is no output", tensor.name) };
+    let Role::Output(checks) = &tensor.role else { panic!("{} is no output", tensor.name) };
     let values = tensor.data.decode(bytes);
     let exact = matches!(tensor.data, Data::U32(_) | Data::U8(_));
     let mut worst = Verdict::default();
     assert!(!expected.rows.is_empty(), "{}: nothing is expected, so nothing would be checked", tensor.name);
-    for (row, wanted) in &expected.rows {
-        let start = row * check.stride;
-        let found = &values[start..start + wanted.len()];
-        worst = worst.max(judge_row(tensor.name, *row, found, wanted, check.tolerance, exact));
+    for check in checks {
+        for (row, wanted) in &expected.rows {
+            let end = (check.first + check.columns).min(wanted.len());
+            let found = &values[row * check.stride..][check.first..end];
+            let verdict = judge_row(tensor.name, *row, found, &wanted[check.first..end], check.tolerance, exact);
+            worst = worst.max(verdict);
+        }
     }
     worst
 }

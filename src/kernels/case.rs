@@ -113,13 +113,15 @@ impl Tolerance {
     }
 }
 
-/// How an output is compared: as rows of `stride` elements, of which the first `columns` count.
-/// The verdict is one for each row.
+/// How an output is compared: as rows of `stride` elements, of which `columns` from `first` on count.
+/// The verdict is one for each row. A tensor with parts of different size gets several checks.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
     /// Elements from one row to the next.
     pub stride: usize,
-    /// Elements that count; the rest is padding.
+    /// The first element of a row that counts.
+    pub first: usize,
+    /// Elements that count; the rest is padding or another check's.
     pub columns: usize,
     /// How far a row may be off.
     pub tolerance: Tolerance,
@@ -128,19 +130,19 @@ pub struct Check {
 impl Check {
     /// Rows of `columns` elements with no padding.
     pub fn rows(columns: usize, tolerance: Tolerance) -> Check {
-        Check { stride: columns, columns, tolerance }
+        Check { stride: columns, first: 0, columns, tolerance }
     }
 }
 
 /// What a case does with a tensor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Role {
     /// Read only; must be unchanged afterwards is not checked.
     Input,
     /// Written between the case's dispatches.
     Scratch,
     /// Compared afterwards. Its initial data is poison, or what the kernel updates in place.
-    Output(Check),
+    Output(Vec<Check>),
 }
 
 /// A named tensor of a case.
@@ -162,7 +164,12 @@ impl Tensor {
 
     /// An output, with its contents before the run.
     pub fn output(name: &'static str, data: Data, check: Check) -> Tensor {
-        Tensor { name, data, role: Role::Output(check) }
+        Tensor { name, data, role: Role::Output(vec![check]) }
+    }
+
+    /// An output with several checks.
+    pub fn checked(name: &'static str, data: Data, checks: Vec<Check>) -> Tensor {
+        Tensor { name, data, role: Role::Output(checks) }
     }
 
     /// `len` f32 of scratch, NaN at first.
@@ -199,7 +206,7 @@ impl Tensors {
 pub struct Expected {
     /// The output tensor.
     pub tensor: &'static str,
-    /// Row and its `columns` values.
+    /// Row and its values from its first element on, as far as the tensor's checks reach.
     pub rows: Vec<(usize, Vec<f64>)>,
 }
 
