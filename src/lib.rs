@@ -5,6 +5,7 @@ pub mod check;
 pub mod error;
 pub mod gpu;
 pub mod kernels;
+pub mod num;
 pub mod reference;
 
 pub use error::{Error, Result};
