@@ -163,4 +163,4 @@ macro_rules! kernels {
     };
 }
 
-kernels![add::Add,];
+kernels![add::Add, rms_norm::RmsNorm,];

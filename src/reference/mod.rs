@@ -3,3 +3,4 @@
 //! A twin imports nothing from `gpu` or `kernels`: a bug that both shared would be invisible.
 
 pub mod add;
+pub mod rms_norm;

@@ -1,3 +1,4 @@
 //! Every case of every kernel and variant, on every adapter of this system, against its twin.
 
 mod add;
+mod rms_norm;
