@@ -18,9 +18,6 @@ pub enum Error {
         /// What was given.
         found: String,
     },
-    /// No adapter of this system answers the request.
-    #[error("no GPU adapter: {0}")]
-    NoAdapter(String),
     /// The driver refused or failed a request.
     #[error("{adapter}: {asked} failed: {found}")]
     Driver {

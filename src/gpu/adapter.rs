@@ -36,7 +36,7 @@ impl std::str::FromStr for Selector {
             return Ok(Selector::Cpu);
         }
         if text.bytes().all(|b| b.is_ascii_digit()) {
-            return text.parse().map(Selector::Index).map_err(|_| usage("an adapter's index", text));
+            return text.parse().map(Selector::Index).map_err(|_| usage("an adapter's index", &format!("'{text}'")));
         }
         if let Some((prefix, part)) = text.split_once(':') {
             let prefix = prefix.trim().to_ascii_lowercase();
@@ -49,7 +49,7 @@ impl std::str::FromStr for Selector {
 }
 
 fn usage(expected: &str, found: &str) -> Error {
-    Error::Usage { what: "--adapter".into(), expected: expected.into(), found: format!("'{found}'") }
+    Error::Usage { what: "--adapter".into(), expected: expected.into(), found: found.into() }
 }
 
 impl Selector {
@@ -63,7 +63,8 @@ impl Selector {
             Selector::Best => Ok(best(list)),
             Selector::Index(i) if *i < list.len() => Ok(Some(*i)),
             Selector::Index(i) => {
-                Err(usage(&format!("an index below {}, of{}", list.len(), lines(list, |_| true)), &i.to_string()))
+                let found = format!("'{i}', but there are{}", lines(list, |_| true));
+                Err(usage(&format!("an index below {}", list.len()), &found))
             }
             Selector::Name { backend, part } => {
                 let part = part.to_lowercase();
@@ -77,14 +78,13 @@ impl Selector {
                 };
                 match found[..] {
                     [one] => Ok(Some(one)),
-                    [] if list.is_empty() => Err(usage(
-                        "'cpu', since this system has no GPU adapter (lamina info says how to get one)",
-                        &asked,
+                    [] => Err(usage(
+                        "a part of an adapter's name",
+                        &format!("'{asked}', but there are{}", lines(list, |_| true)),
                     )),
-                    [] => Err(usage(&format!("a part of one adapter's name, of{}", lines(list, |_| true)), &asked)),
                     _ => Err(usage(
-                        &format!("one adapter, but several match (give an index or a backend):{}", lines(list, fits)),
-                        &asked,
+                        "an index, or a backend and name that one adapter has",
+                        &format!("'{asked}', which fits{}", lines(list, fits)),
                     )),
                 }
             }
@@ -94,8 +94,10 @@ impl Selector {
 
 fn lines(list: &[Caps], keep: impl Fn(&Caps) -> bool) -> String {
     let line = |(i, caps): (usize, &Caps)| format!("\n  {i}  {}:{}", caps.backend, caps.name);
-    let kept: String = list.iter().enumerate().filter(|(_, caps)| keep(caps)).map(line).collect();
-    kept + "\n "
+    if list.is_empty() {
+        return " none on this system; 'cpu' runs the twins, and lamina info says how to get an adapter".into();
+    }
+    list.iter().enumerate().filter(|(_, caps)| keep(caps)).map(line).collect()
 }
 
 /// Discrete, integrated, virtual, CPU, other; of equals the first listed, but GL last,
@@ -112,12 +114,14 @@ fn best(list: &[Caps]) -> Option<usize> {
     (0..list.len()).min_by_key(|i| (rank(&list[*i]), list[*i].backend == "gl", *i))
 }
 
-/// The adapters of this system, in the driver's order, with the instance they come from.
-pub(super) async fn enumerate() -> Vec<(wgpu::Adapter, Caps)> {
+/// The adapters of this system, in the drivers' order. `checked` loads the validation that drivers
+/// and wgpu have, such as that of indirect dispatches, which costs a pass each.
+pub(super) async fn enumerate(checked: bool) -> Vec<(wgpu::Adapter, Caps)> {
+    let flags = if checked { wgpu::InstanceFlags::debugging() } else { wgpu::InstanceFlags::empty() };
     let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY | wgpu::Backends::GL);
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends,
-        flags: wgpu::InstanceFlags::from_build_config().with_env(),
+        flags: flags.with_env(),
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     let adapters = instance.enumerate_adapters(backends).await;
@@ -137,7 +141,7 @@ pub(super) async fn enumerate() -> Vec<(wgpu::Adapter, Caps)> {
 
 /// What each adapter of this system offers, in the order of their indices.
 pub async fn list() -> Vec<Caps> {
-    enumerate().await.into_iter().map(|(_, caps)| caps).collect()
+    enumerate(false).await.into_iter().map(|(_, caps)| caps).collect()
 }
 
 fn caps_of(adapter: &wgpu::Adapter) -> Caps {

@@ -23,6 +23,15 @@ pub(super) enum Place {
     Host(Mutex<Arc<Vec<u32>>>),
 }
 
+impl Drop for Memory {
+    /// Frees at once: a cached bind group would keep the memory otherwise. What is in flight ends first.
+    fn drop(&mut self) {
+        if let Place::Gpu(buffer) = &self.place {
+            buffer.destroy();
+        }
+    }
+}
+
 impl Buffer {
     pub(super) fn new(size: u64, label: &str, place: Place) -> Buffer {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -43,10 +52,11 @@ impl Buffer {
     /// `size` bytes from `offset`.
     ///
     /// # Panics
-    /// When the range leaves the buffer, or the offset is no multiple of 256, which is
-    /// what every adapter takes as the start of a binding.
+    /// When the range leaves the buffer, the offset is no multiple of 256, which is what every
+    /// adapter takes as the start of a binding, or the size is no multiple of 4.
     pub fn slice(&self, offset: u64, size: u64) -> View {
-        assert!(offset % 256 == 0, "{}: a view starts at {offset}, not a multiple of 256", self.0.label);
+        assert!(offset.is_multiple_of(256), "{}: a view starts at {offset}, not a multiple of 256", self.0.label);
+        assert!(size.is_multiple_of(4), "{}: a view of {size} bytes, not a multiple of 4", self.0.label);
         assert!(
             offset + size <= self.0.size,
             "{}: view {offset}+{size} leaves the buffer's {} bytes",

@@ -63,6 +63,7 @@ pub struct Shader {
     constants: Vec<(&'static str, String)>,
     aliases: Vec<(&'static str, &'static str)>,
     modules: Vec<Source>,
+    bindings: Vec<Declared>,
     key: String,
 }
 
@@ -79,6 +80,7 @@ impl Shader {
             constants: Vec::new(),
             aliases: Vec::new(),
             modules: Vec::new(),
+            bindings: source.text.lines().filter_map(Declared::parse).collect(),
             key: String::new(),
         })
     }
@@ -115,8 +117,8 @@ impl Shader {
     }
 
     /// The bindings that the kernel file declares, in its order.
-    pub fn bindings(&self) -> Vec<Declared> {
-        self.source.text.lines().filter_map(Declared::parse).collect()
+    pub fn bindings(&self) -> &[Declared] {
+        &self.bindings
     }
 }
 
@@ -280,7 +282,7 @@ mod tests {
     #[test]
     fn declared_bindings_are_read_from_the_kernel_file() {
         let shader = Shader::of(KERNEL).build();
-        let names: Vec<_> = shader.bindings().into_iter().map(|d| (d.index, d.name, d.access)).collect();
+        let names: Vec<_> = shader.bindings().iter().map(|d| (d.index, d.name.clone(), d.access)).collect();
         let expected = [(0, "params", Access::Uniform), (1, "x", Access::Read), (2, "y", Access::ReadWrite)];
         assert_eq!(names, expected.map(|(i, n, a)| (i, n.to_string(), a)));
     }

@@ -30,9 +30,13 @@ impl Device {
         if *selector == Selector::Cpu {
             return Ok(Device::cpu(options));
         }
-        let list = adapter::list().await;
+        let mut found = adapter::enumerate(options.checked).await;
+        let list: Vec<Caps> = found.iter().map(|(_, caps)| caps.clone()).collect();
         match selector.choose(&list)? {
-            Some(index) => Ok(Device(Arc::new(Kind::Gpu(Box::new(Gpu::open(index, options).await?))))),
+            Some(index) => {
+                let (adapter, caps) = found.swap_remove(index);
+                Ok(Device(Arc::new(Kind::Gpu(Box::new(Gpu::open(adapter, caps, options).await?)))))
+            }
             None => {
                 log::warn!("no GPU adapter found: running on the CPU twins (see lamina info)");
                 Ok(Device::cpu(options))
@@ -80,29 +84,30 @@ impl Device {
     }
 
     /// Writes `values` to the view from byte `offset` on. Takes effect before what is submitted next.
+    /// Writes come in words of 4 bytes: the rest of a last word that the values do not fill is zero.
     ///
     /// # Errors
     /// [`crate::Error::DeviceLost`] and other faults of the driver.
     ///
     /// # Panics
-    /// When the values leave the view.
+    /// When the values leave the view, or the offset is no multiple of 4.
     pub fn write<T: bytemuck::Pod>(&self, view: &View, offset: u64, values: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let end = offset + bytes.len() as u64;
         assert!(end <= view.size(), "{}: {end} bytes written to a view of {}", view.label(), view.size());
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        // Copies come in words of 4 bytes.
-        let mut padded = bytes.to_vec();
-        padded.resize(bytes.len().next_multiple_of(4), 0);
-        match &*self.0 {
-            Kind::Gpu(gpu) => gpu.write(view, offset, &padded),
-            Kind::Cpu(_) => {
-                host::write(view, offset, bytes);
-                Ok(())
+        assert!(offset.is_multiple_of(4), "{}: a write at {offset}, not a multiple of 4", view.label());
+        let whole = bytes.len() / 4 * 4;
+        let (words, rest) = bytes.split_at(whole);
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        let parts = [(offset, words), (offset + whole as u64, &last[..])];
+        for (offset, part) in &parts[usize::from(words.is_empty())..1 + usize::from(!rest.is_empty())] {
+            match &*self.0 {
+                Kind::Gpu(gpu) => gpu.write(view, *offset, part)?,
+                Kind::Cpu(_) => host::write(view, *offset, part),
             }
         }
+        Ok(())
     }
 
     /// The views' contents once all that was submitted has run.

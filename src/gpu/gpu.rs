@@ -1,8 +1,8 @@
 //! An opened adapter: memory, read-back, and the errors of the driver.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::adapter;
 use super::buffer::{Buffer, Place, View};
 use super::caps::Caps;
 use super::pipelines::Pipelines;
@@ -24,6 +24,9 @@ impl Default for Options {
     }
 }
 
+/// Uploads queue up in host memory until the next submission; past this many bytes one is made for them.
+const PENDING_UPLOADS: u64 = 256 << 20;
+
 /// An opened GPU.
 pub(super) struct Gpu {
     pub device: wgpu::Device,
@@ -31,6 +34,8 @@ pub(super) struct Gpu {
     pub caps: Caps,
     pub pipelines: Pipelines,
     pub recorder: Mutex<Recorder>,
+    /// Bytes written since the last submission, about.
+    pub pending: AtomicU64,
     /// The driver's reason, once the device is lost.
     lost: Arc<Mutex<Option<String>>>,
     /// Errors that no scope caught.
@@ -38,10 +43,9 @@ pub(super) struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the adapter at `index` of the list with all that it offers.
+    /// Opens the adapter with all that it offers.
     #[allow(unsafe_code, reason = "wgpu asks for it before experimental features (cooperative matrices)")]
-    pub async fn open(index: usize, options: &Options) -> Result<Gpu> {
-        let (adapter, mut caps) = adapter::enumerate().await.swap_remove(index);
+    pub async fn open(adapter: wgpu::Adapter, mut caps: Caps, options: &Options) -> Result<Gpu> {
         let wanted = wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
@@ -69,18 +73,16 @@ impl Gpu {
         let (lost, stray) = (Arc::<Mutex<Option<String>>>::default(), Arc::<Mutex<Option<String>>>::default());
         let note = lost.clone();
         device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                *note.lock().expect("a plain store") = Some(format!("{reason:?}: {message}"));
-            }
+            *note.lock().expect("a plain store") = Some(format!("{reason:?}: {message}"));
         });
         let note = stray.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             log::error!("{error}");
             note.lock().expect("a plain store").get_or_insert(error.to_string());
         }));
-        let pipelines = Pipelines::new(&device, caps.label(), &adapter.get_info(), options.checked);
+        let pipelines = Pipelines::new(&device, &caps, &adapter.get_info(), options.checked);
         let recorder = Mutex::new(Recorder::new(&device));
-        Ok(Gpu { device, queue, caps, pipelines, recorder, lost, stray })
+        Ok(Gpu { device, queue, caps, pipelines, recorder, pending: AtomicU64::new(0), lost, stray })
     }
 
     /// Allocates `size` bytes. The contents are zeros.
@@ -115,7 +117,14 @@ impl Gpu {
     pub fn write(&self, view: &View, offset: u64, bytes: &[u8]) -> Result<()> {
         let scopes = Scopes::push(&self.device);
         self.queue.write_buffer(gpu_buffer(view), view.offset + offset, bytes);
-        self.explain("an upload", scopes.pop())
+        self.explain("an upload", scopes.pop())?;
+        let size = bytes.len() as u64;
+        if self.pending.fetch_add(size, Ordering::Relaxed) + size > PENDING_UPLOADS {
+            self.pending.store(0, Ordering::Relaxed);
+            self.queue.submit([]);
+            self.wait("an upload")?;
+        }
+        Ok(())
     }
 
     /// Copies the views to the host, in one submission. Waits for all that was submitted before.
@@ -138,19 +147,20 @@ impl Gpu {
             at += view.size.next_multiple_of(8);
         }
         self.queue.submit([encoder.finish()]);
+        let asked = format!("a read-back of {total} bytes");
         let (done, wait) = futures::channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only when the caller has stopped waiting.
             let _ = done.send(result);
         });
-        self.explain("read-back", scopes.pop())?;
-        self.wait("read-back")?;
+        self.explain(&asked, scopes.pop())?;
+        self.wait(&asked)?;
         let answer = wait.await;
         if !matches!(answer, Ok(Ok(()))) {
-            self.explain("read-back", None)?;
-            return Err(self.driver("read-back", format!("{answer:?}")));
+            self.explain(&asked, None)?;
+            return Err(self.driver(&asked, format!("{answer:?}")));
         }
-        let mapped = staging.get_mapped_range(..).map_err(|e| self.driver("read-back", e.to_string()))?;
+        let mapped = staging.get_mapped_range(..).map_err(|e| self.driver(&asked, e.to_string()))?;
         let mut at = 0;
         let mut read = Vec::with_capacity(views.len());
         for view in views {

@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
+use super::caps::Caps;
 use super::compose::{Access, Declared, Dialect, Shader};
 use super::gpu::Scopes;
 use crate::error::{Error, Result};
 
-/// Largest `Params`, bytes: one slot of the uniform ring.
-pub(super) const PARAMS_SLOT: u64 = 256;
+/// Largest cache that is read from disk, bytes.
+const DISK_CACHE: usize = 64 << 20;
 
 /// A compiled kernel.
 pub(super) struct Pipeline {
@@ -26,6 +28,8 @@ pub(super) struct Pipeline {
 pub(super) struct Pipelines {
     device: wgpu::Device,
     adapter: String,
+    /// GL has one context for all threads, and wgpu gives up on one that waits 6 s for it.
+    parallel: bool,
     /// Out-of-bounds accesses are defined; off where the shaders' own tests have run.
     checked: bool,
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
@@ -33,9 +37,10 @@ pub(super) struct Pipelines {
 }
 
 impl Pipelines {
-    pub fn new(device: &wgpu::Device, adapter: String, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
-        let disk = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| disk_cache(device, info));
-        Pipelines { device: device.clone(), adapter, checked, made: Mutex::default(), disk: disk.flatten() }
+    pub fn new(device: &wgpu::Device, caps: &Caps, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
+        let disk = if caps.pipeline_cache { disk_cache(device, info) } else { None };
+        let (device, adapter, parallel) = (device.clone(), caps.label(), caps.backend != "gl");
+        Pipelines { device, adapter, parallel, checked, made: Mutex::default(), disk }
     }
 
     /// The pipeline of a shader, compiled if it is new.
@@ -51,10 +56,15 @@ impl Pipelines {
     }
 
     /// Compiles all of them on all cores, and keeps what is new on disk.
-    pub fn prepare(&self, shaders: &[Arc<Shader>]) -> Result<()> {
-        let before = self.lock().len();
-        shaders.par_iter().try_for_each(|shader| self.get(shader).map(drop))?;
-        if self.lock().len() > before {
+    pub fn prepare<'a>(&self, shaders: impl Iterator<Item = &'a Arc<Shader>>) -> Result<()> {
+        let mut new: HashMap<&str, &Shader> = shaders.map(|shader| (shader.key(), &**shader)).collect();
+        new.retain(|key, _| !self.lock().contains_key(*key));
+        let compile = |shader: &Shader| self.get(shader).map(drop);
+        match self.parallel {
+            true => new.par_iter().try_for_each(|(_, shader)| compile(shader))?,
+            false => new.values().try_for_each(|shader| compile(shader))?,
+        }
+        if !new.is_empty() {
             self.save();
         }
         Ok(())
@@ -78,7 +88,7 @@ impl Pipelines {
         // SAFETY: the kernels keep to their bindings and end their loops; every variant runs in the
         // tests with checks on.
         let module = unsafe { self.device.create_shader_module_trusted(desc, checks) };
-        let bindings = shader.bindings();
+        let bindings = shader.bindings().to_vec();
         let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(shader.kernel),
             entries: &bindings.iter().map(layout_entry).collect::<Vec<_>>(),
@@ -138,8 +148,10 @@ impl Pipelines {
         let Some(data) = cache.get_data() else { return };
         let write = || {
             std::fs::create_dir_all(path.parent().expect("the cache is a file in a folder"))?;
-            // Another process may write at the same time: each writes its own file and renames.
-            let part = path.with_extension(std::process::id().to_string());
+            // Others may write at the same time: each writes its own file and renames.
+            static PART: AtomicU64 = AtomicU64::new(0);
+            let part = format!("{}-{}", std::process::id(), PART.fetch_add(1, Ordering::Relaxed));
+            let part = path.with_extension(part);
             std::fs::write(&part, &data)?;
             std::fs::rename(&part, path)
         };
@@ -155,9 +167,10 @@ impl Pipelines {
 fn disk_cache(device: &wgpu::Device, info: &wgpu::AdapterInfo) -> Option<(wgpu::PipelineCache, PathBuf)> {
     let name = wgpu::util::pipeline_cache_key(info)?;
     let path = dirs::cache_dir()?.join("lamina").join(name);
-    let data = std::fs::read(&path).ok();
-    // SAFETY: the file is one that `get_data` gave for this adapter and driver (its name says so), and
-    // with `fallback` a file that does not fit is ignored.
+    // Shaders of all versions gather in it: one that has grown too large is begun anew.
+    let data = std::fs::read(&path).ok().filter(|data| data.len() <= DISK_CACHE);
+    // SAFETY: the file is one that `get_data` gave; its header names the adapter and driver, and with
+    // `fallback` a file that does not fit them is ignored.
     let cache = unsafe {
         device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
             label: Some("lamina"),

@@ -1,14 +1,15 @@
 //! Runs a [`Recording`] on a GPU: one encoder and one compute pass a step.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::buffer::{Memory, View};
 use super::compose::Access;
 use super::gpu::{Gpu, Scopes, gpu_buffer};
-use super::pipelines::{PARAMS_SLOT, Pipeline};
-use super::recording::{Call, Grid, Recording};
+use super::pipelines::Pipeline;
+use super::recording::{Call, Grid, PARAMS_SLOT, Recording};
 use crate::error::Result;
 
 /// The parameter ring and the bind groups of one device.
@@ -38,19 +39,18 @@ fn ring(device: &wgpu::Device, size: u64) -> wgpu::Buffer {
 
 impl Recorder {
     pub fn new(device: &wgpu::Device) -> Recorder {
-        Recorder { ring: ring(device, 256 * PARAMS_SLOT), groups: HashMap::new() }
+        Recorder { ring: ring(device, 256 * PARAMS_SLOT as u64), groups: HashMap::new() }
     }
 
     /// Writes the calls' parameters to the ring; the ring grows to the longest step.
     fn params(&mut self, gpu: &Gpu, calls: &[&Call]) {
-        let size = calls.len() as u64 * PARAMS_SLOT;
+        let size = (calls.len() * PARAMS_SLOT) as u64;
         if size > self.ring.size() {
             self.ring = ring(&gpu.device, size.next_power_of_two());
             self.groups.clear();
         }
         let mut bytes = vec![0u8; size as usize];
-        for (call, slot) in calls.iter().zip(bytes.chunks_exact_mut(PARAMS_SLOT as usize)) {
-            assert!(call.params.len() <= slot.len(), "{}: Params over {PARAMS_SLOT} bytes", call.shader.kernel);
+        for (call, slot) in calls.iter().zip(bytes.chunks_exact_mut(PARAMS_SLOT)) {
             slot[..call.params.len()].copy_from_slice(&call.params);
         }
         if size > 0 {
@@ -74,7 +74,7 @@ impl Recorder {
                 resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                     buffer: &self.ring,
                     offset: 0,
-                    size: std::num::NonZeroU64::new(PARAMS_SLOT),
+                    size: std::num::NonZeroU64::new(PARAMS_SLOT as u64),
                 }),
             });
         }
@@ -96,34 +96,16 @@ fn entry<'a>(binding: u32, buffer: &'a wgpu::Buffer, view: &View) -> wgpu::BindG
 }
 
 /// The call's views in the order of the shader's bindings.
-///
-/// # Panics
-/// When a binding has no view, or a view no binding: a fault of the kernel's `record`.
 fn bound<'a>(pipeline: &Pipeline, call: &'a Call) -> Vec<(u32, &'a View)> {
-    let kernel = call.shader.kernel;
     let storage = pipeline.bindings.iter().filter(|d| d.access != Access::Uniform);
-    let bound: Vec<(u32, &View)> = storage
-        .map(|declared| {
-            let mut named = call.bindings.iter().filter(|(name, _)| *name == declared.name);
-            let found = named.next().unwrap_or_else(|| panic!("{kernel}: nothing is bound to '{}'", declared.name));
-            assert!(named.next().is_none(), "{kernel}: '{}' is bound twice", declared.name);
-            (declared.index, &found.1)
-        })
-        .collect();
-    for (name, _) in &call.bindings {
-        let declared = pipeline.bindings.iter().any(|d| d.name == *name);
-        assert!(declared, "{kernel}: the shader has no binding named '{name}'");
-    }
-    let has_params = pipeline.bindings.len() > bound.len();
-    assert!(has_params != call.params.is_empty(), "{kernel}: Params and the shader's uniform do not match");
-    bound
+    let view = |name: &str| call.bindings.iter().find(|(n, _)| *n == name).map(|(_, view)| view);
+    storage.map(|d| (d.index, view(&d.name).expect("Recording::call checked the names"))).collect()
 }
 
 impl Gpu {
     /// Compiles what the recording needs, on all cores.
     pub fn prepare(&self, recording: &Recording) -> Result<()> {
-        let shaders: Vec<_> = recording.calls().iter().map(|call| call.shader.clone()).collect();
-        self.pipelines.prepare(&shaders)
+        self.pipelines.prepare(recording.calls().iter().map(|call| &call.shader))
     }
 
     /// Submits the recording; returns before it has run.
@@ -138,6 +120,8 @@ impl Gpu {
             return Ok(None);
         }
         let passes = recordings.len() as u32 * times;
+        let most = wgpu::QUERY_SET_MAX_QUERIES / 2;
+        assert!(passes <= most, "{passes} timed runs in one submission, of at most {most}");
         let queries = self.device.create_query_set(&wgpu::QuerySetDescriptor {
             label: Some("timestamps"),
             ty: wgpu::QueryType::Timestamp,
@@ -182,7 +166,7 @@ impl Gpu {
                 }),
             });
             for call in recording.calls() {
-                let offset = at as u32 * PARAMS_SLOT as u32;
+                let offset = (at * PARAMS_SLOT) as u32;
                 pass.set_pipeline(&pipelines[at].pipeline);
                 let offsets: &[u32] = if call.params.is_empty() { &[] } else { &[offset] };
                 pass.set_bind_group(0, &groups[at], offsets);
@@ -196,6 +180,7 @@ impl Gpu {
         if let Some((queries, resolved)) = timed {
             encoder.resolve_query_set(queries, 0..2 * recordings.len() as u32, resolved, 0);
         }
+        self.pending.store(0, Ordering::Relaxed);
         self.queue.submit([encoder.finish()]);
         self.explain("a step", scopes.pop())
     }

@@ -6,8 +6,11 @@
 use std::sync::Arc;
 
 use super::buffer::View;
-use super::compose::Shader;
+use super::compose::{Access, Declared, Shader};
 use super::host::Host;
+
+/// Largest `Params`, bytes: one slot of the uniform ring.
+pub(super) const PARAMS_SLOT: usize = 256;
 
 /// How many workgroups a call runs.
 #[derive(Clone, Debug)]
@@ -57,6 +60,10 @@ impl Recording {
     }
 
     /// Adds a dispatch. A grid with a zero does nothing and is left out.
+    ///
+    /// # Panics
+    /// When a binding of the shader has no view or two, a view no binding, or there are `params`
+    /// without a uniform or the other way round: a fault of the kernel's `record`.
     pub fn call(
         &mut self,
         shader: &Arc<Shader>,
@@ -68,6 +75,7 @@ impl Recording {
         if matches!(grid, Grid::Direct(g) if g.contains(&0)) {
             return;
         }
+        check(shader, &bindings, params);
         let stage = self.stage.get_or_insert_with(|| "".into()).clone();
         let (shader, params, twin) = (shader.clone(), params.to_vec(), Arc::new(twin));
         self.calls.push(Call { stage, shader, bindings, params, grid, twin });
@@ -84,6 +92,23 @@ impl Recording {
         let (head, tail) = self.calls.split_at(at);
         (part(head), part(tail))
     }
+}
+
+fn check(shader: &Shader, bindings: &[(&'static str, View)], params: &[u8]) {
+    let kernel = shader.kernel;
+    let uniform = |declared: &&Declared| declared.access == Access::Uniform;
+    for declared in shader.bindings().iter().filter(|d| !uniform(d)) {
+        let times = bindings.iter().filter(|(name, _)| *name == declared.name).count();
+        assert!(times > 0, "{kernel}: nothing is bound to '{}'", declared.name);
+        assert!(times == 1, "{kernel}: '{}' is bound twice", declared.name);
+    }
+    for (name, _) in bindings {
+        let declared = shader.bindings().iter().any(|d| d.name == *name && !uniform(&d));
+        assert!(declared, "{kernel}: the shader has no binding named '{name}'");
+    }
+    let has_params = shader.bindings().iter().any(|d| uniform(&d));
+    assert!(has_params != params.is_empty(), "{kernel}: Params and the shader's uniform do not match");
+    assert!(params.len() <= PARAMS_SLOT, "{kernel}: Params of {} bytes, over {PARAMS_SLOT}", params.len());
 }
 
 /// `count` workgroups as a grid that no dimension limit stops: x first, the rest folded into y.
