@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod check;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod error;
 pub mod gpu;
 pub mod kernels;

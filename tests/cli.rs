@@ -1,0 +1,188 @@
+//! The command line as a user meets it: exit codes, what is printed, and where.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// `lamina` with no setting of this shell.
+fn lamina(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lamina"));
+    command.args(args);
+    for name in ["LAMINA_ADAPTER", "WGPU_BACKEND", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    lamina(args).output().expect("lamina starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}\n{}", stdout(output), stderr(output)))
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// Every backend that no machine of this kind has: as if there were no adapter.
+fn none(args: &[&str]) -> Output {
+    let other = if cfg!(target_os = "macos") { "dx12" } else { "metal" };
+    lamina(args).env("WGPU_BACKEND", other).output().expect("lamina starts")
+}
+
+#[test]
+fn info_lists_each_adapter_and_the_path_of_each_kernel() {
+    let output = run(&["info"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(text.contains("adapter 0: ") && text.contains("<- used") && text.contains("used: "), "{text}");
+    for kernel in lamina::kernels::ALL.iter() {
+        assert!(text.contains(kernel.name), "{}: {text}", kernel.name);
+    }
+    assert_eq!(stderr(&output), "", "nothing to warn of");
+}
+
+#[test]
+fn info_as_json_has_the_documented_keys() {
+    let info = json(&run(&["info", "--json"]));
+    assert_eq!(keys(&info), ["adapters", "chosen", "kernels", "version"]);
+    assert_eq!(keys(&info["chosen"]), ["adapter", "backend", "index", "why"]);
+    assert_eq!(
+        keys(&info["adapters"][0]),
+        [
+            "backend",
+            "binding_bytes",
+            "buffer_bytes",
+            "cooperative",
+            "device_type",
+            "driver",
+            "f16",
+            "invocations",
+            "name",
+            "pipeline_cache",
+            "storage_buffers",
+            "subgroups",
+            "timestamps",
+            "workgroup_bytes"
+        ]
+    );
+    assert_eq!(keys(&info["kernels"][0]), ["choices", "kernel"]);
+    assert_eq!(keys(&info["kernels"][0]["choices"][0]), ["spec", "variant", "why"]);
+}
+
+#[test]
+fn without_an_adapter_info_says_how_to_get_one_and_goes_on_with_the_twins() {
+    let output = none(&["info"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(text.contains("No GPU adapter") && text.contains("driver"), "{text}");
+    assert!(text.contains("used: cpu:") && text.contains("portable"), "{text}");
+    let chosen = json(&none(&["info", "--json"]))["chosen"].clone();
+    assert_eq!((&chosen["index"], &chosen["backend"]), (&Value::Null, &Value::from("cpu")));
+}
+
+#[test]
+fn without_an_adapter_check_runs_on_the_twins_and_says_so() {
+    let output = none(&["check", "--kernel", "add", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(json(&output)["backend"], "cpu");
+    assert!(stderr(&output).contains("no GPU adapter found"), "{}", stderr(&output));
+}
+
+#[test]
+fn check_as_json_has_exactly_the_documented_keys() {
+    let output = run(&["check", "--adapter", "cpu", "--kernel", "add", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report = json(&output);
+    assert_eq!(keys(&report), ["adapter", "backend", "cases", "device_type", "failed", "results"]);
+    let results = report["results"].as_array().expect("an array");
+    assert!(!results.is_empty());
+    assert_eq!((&report["cases"], &report["failed"]), (&Value::from(results.len()), &Value::from(0)));
+    for result in results {
+        assert_eq!(keys(result), ["case", "kernel", "max_error", "nmse", "passed", "tolerance", "variant"]);
+        assert_eq!((&result["kernel"], &result["passed"]), (&Value::from("add"), &Value::from(true)));
+    }
+}
+
+#[test]
+fn check_on_an_adapter_prints_a_row_a_variant_and_the_sum() {
+    let output = run(&["check", "--adapter", "0", "--kernel", "add"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", stderr(&output));
+    assert!(text.contains(" add      portable") && text.contains(" passed, 0 failed"), "{text}");
+}
+
+#[test]
+fn the_adapter_is_taken_from_the_environment_and_the_flag_goes_first() {
+    let report = |command: &mut Command| json(&command.output().expect("lamina starts"))["backend"].clone();
+    let args = ["check", "--kernel", "add", "--json"];
+    assert_eq!(report(lamina(&args).env("LAMINA_ADAPTER", "cpu")), "cpu");
+    assert_ne!(report(lamina(&args).args(["--adapter", "0"]).env("LAMINA_ADAPTER", "cpu")), "cpu");
+    assert_ne!(report(lamina(&args).env("LAMINA_ADAPTER", "")), "cpu");
+}
+
+#[test]
+fn an_ambiguous_adapter_exits_with_2_and_lists_the_matches() {
+    let info = json(&run(&["info", "--json"]));
+    let names: Vec<String> =
+        info["adapters"].as_array().expect("an array").iter().map(|a| a["name"].to_string()).collect();
+    let shared = ('a'..='z').find(|c| names.iter().filter(|n| n.to_lowercase().contains(*c)).count() > 1);
+    let shared = shared.expect("tests/run gives a machine several adapters").to_string();
+    let output = run(&["--adapter", &shared, "info"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("which fits\n") && stderr(&output).contains("  0  "), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "");
+}
+
+#[test]
+fn what_the_command_line_cannot_mean_exits_with_2_and_says_what_it_can() {
+    for (args, part) in [
+        (&["check", "--kernel", "nope"][..], "one of add"),
+        (&["info", "--adapter", "99"], "an index below"),
+        (&["info", "--adapter", "no such adapter"], "a part of an adapter's name"),
+        (&["chekc"], "'check'"),
+        (&["check", "--adapter"], "--adapter"),
+        (&[], "Usage"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stdout(&output));
+        assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn help_shows_examples_and_the_environment() {
+    for args in [&["--help"][..], &["info", "--help"], &["check", "--help"]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout(&output).contains("Examples:"), "{}", stdout(&output));
+    }
+    assert!(stdout(&run(&["--help"])).contains("WGPU_BACKEND"));
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    // More than a pipe's buffer, so that lamina still writes after the reader has gone.
+    let mut child = lamina(&["check", "--adapter", "cpu", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("lamina starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    let output = child.wait_with_output().expect("lamina ends");
+    assert_eq!((line.as_str(), output.status.code()), ("{\n", Some(0)), "{}", stderr(&output));
+}
