@@ -27,6 +27,19 @@ impl Default for Options {
 /// Uploads queue up in host memory until the next submission; past this many bytes one is made for them.
 const PENDING_UPLOADS: u64 = 256 << 20;
 
+/// What wgpu found wrong.
+struct Fault {
+    /// Out of memory.
+    memory: bool,
+    text: String,
+}
+
+impl From<wgpu::Error> for Fault {
+    fn from(error: wgpu::Error) -> Fault {
+        Fault { memory: matches!(error, wgpu::Error::OutOfMemory { .. }), text: error.to_string() }
+    }
+}
+
 /// An opened GPU.
 pub(super) struct Gpu {
     pub device: wgpu::Device,
@@ -39,7 +52,7 @@ pub(super) struct Gpu {
     /// The driver's reason, once the device is lost.
     lost: Arc<Mutex<Option<String>>>,
     /// Errors that no scope caught.
-    stray: Arc<Mutex<Option<String>>>,
+    stray: Arc<Mutex<Option<Fault>>>,
 }
 
 impl Gpu {
@@ -70,7 +83,7 @@ impl Gpu {
             asked: "opening the device".into(),
             found: error.to_string(),
         })?;
-        let (lost, stray) = (Arc::<Mutex<Option<String>>>::default(), Arc::<Mutex<Option<String>>>::default());
+        let (lost, stray) = (Arc::<Mutex<Option<String>>>::default(), Arc::<Mutex<Option<Fault>>>::default());
         let note = lost.clone();
         device.set_device_lost_callback(move |reason, message| {
             *note.lock().expect("a plain store") = Some(format!("{reason:?}: {message}"));
@@ -78,7 +91,7 @@ impl Gpu {
         let note = stray.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             log::error!("{error}");
-            note.lock().expect("a plain store").get_or_insert(error.to_string());
+            note.lock().expect("a plain store").get_or_insert(error.into());
         }));
         let pipelines = Pipelines::new(&device, &caps, &adapter.get_info(), options.checked);
         let recorder = Mutex::new(Recorder::new(&device));
@@ -182,22 +195,23 @@ impl Gpu {
 
     /// An error that a scope caught, a lost device, or a stray error, as lamina's error.
     pub fn explain(&self, asked: &str, caught: Option<wgpu::Error>) -> Result<()> {
+        let caught = caught.map(Fault::from).or_else(|| self.stray.lock().expect("a plain store").take());
+        if caught.is_some() {
+            // A loss may be told only now, after the faults that follow from it.
+            let timeout = Some(std::time::Duration::from_secs(1));
+            let _ = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout });
+        }
         if let Some(found) = self.lost.lock().expect("a plain store").clone() {
             return Err(Error::DeviceLost { adapter: self.caps.label(), asked: asked.into(), found });
         }
-        if let Some(error) = caught {
-            if matches!(error, wgpu::Error::OutOfMemory { .. }) {
-                return Err(Error::OutOfMemory {
-                    adapter: self.caps.label(),
-                    asked: asked.into(),
-                    offered: format!("the driver said: {error}"),
-                });
-            }
-            return Err(self.driver(asked, error.to_string()));
-        }
-        match self.stray.lock().expect("a plain store").take() {
-            Some(found) => Err(self.driver(asked, found)),
+        match caught {
             None => Ok(()),
+            Some(Fault { memory: true, text }) => Err(Error::OutOfMemory {
+                adapter: self.caps.label(),
+                asked: asked.into(),
+                offered: format!("the driver said: {text}"),
+            }),
+            Some(Fault { text, .. }) => Err(self.driver(asked, text)),
         }
     }
 
@@ -230,5 +244,90 @@ impl Scopes {
         let memory = pollster::block_on(memory.pop());
         let validation = pollster::block_on(validation.pop());
         memory.or(validation).or(internal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Recording, Shader, Source, adapter, grid_1d};
+
+    const TOUCH: Source = Source {
+        name: "touch",
+        text: "@group(0) @binding(0) var<storage, read_write> y: array<u32>;\n\
+               @compute @workgroup_size(1) fn main() { y[0] = 7u; }\n",
+    };
+
+    /// Every adapter, opened.
+    fn gpus() -> Vec<Gpu> {
+        let options = Options { checked: true, ..Options::default() };
+        let open = |(adapter, caps)| pollster::block_on(Gpu::open(adapter, caps, &options)).expect("the adapter opens");
+        let gpus: Vec<Gpu> = pollster::block_on(adapter::enumerate(true)).into_iter().map(open).collect();
+        assert!(!gpus.is_empty(), "no GPU adapter on this machine: tests/run installs software ones");
+        gpus
+    }
+
+    fn touch(buffer: &Buffer) -> Recording {
+        let mut recording = Recording::new();
+        recording.call(&Shader::of(TOUCH).build(), vec![("y", buffer.view())], &[], grid_1d(1), |_| {});
+        recording
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error_that_says_so_wherever_it_shows() {
+        for gpu in gpus() {
+            let buffer = gpu.alloc(16, "y").unwrap();
+            let recording = touch(&buffer);
+            gpu.submit(&recording).unwrap();
+            gpu.device.destroy();
+            let lost = |result: Result<()>, asked: &str| {
+                let error = result.expect_err(asked);
+                assert!(matches!(error, Error::DeviceLost { .. }), "{asked}: {error}");
+                let text = error.to_string();
+                assert!(text.contains(&gpu.caps.label()) && text.contains("device was lost during"), "{text}");
+            };
+            lost(pollster::block_on(gpu.read(&[buffer.view()])).map(drop), "read");
+            lost(gpu.submit(&recording), "submit");
+            lost(gpu.write(&buffer.view(), 0, &[0; 4]), "write");
+            lost(gpu.alloc(16, "x").map(drop), "alloc");
+            lost(gpu.wait("wait"), "wait");
+        }
+    }
+
+    #[test]
+    fn a_freed_buffer_s_memory_and_bind_groups_go_with_it() {
+        for gpu in gpus() {
+            let groups = || gpu.recorder.lock().unwrap().groups();
+            let allocated = || {
+                gpu.wait("waiting").unwrap();
+                gpu.device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+            };
+            let keep = gpu.alloc(16, "kept").unwrap();
+            gpu.submit(&touch(&keep)).unwrap();
+            let before = allocated();
+            for _ in 0..20 {
+                let buffer = gpu.alloc(4 << 20, "short-lived").unwrap();
+                gpu.submit(&touch(&buffer)).unwrap();
+                gpu.submit(&touch(&buffer)).unwrap();
+                assert!(groups() <= 3, "{} groups on {}", groups(), gpu.caps.label());
+            }
+            if let (Some(before), Some(after)) = (before, allocated()) {
+                assert!(after < before + (4 << 20), "{before} bytes before and {after} after, on {}", gpu.caps.label());
+            }
+        }
+    }
+
+    #[test]
+    fn uploads_beyond_the_pending_limit_are_submitted_on_the_way() {
+        let gpu = gpus().remove(0);
+        let buffer = gpu.alloc(64 << 20, "weights").unwrap();
+        let block = vec![1u8; 64 << 20];
+        for turn in 1..=5 {
+            gpu.write(&buffer.view(), 0, &block).unwrap();
+            let pending = gpu.pending.load(Ordering::Relaxed);
+            assert_eq!(pending, if turn == 5 { 0 } else { turn << 26 }, "turn {turn}");
+        }
+        let read = pollster::block_on(gpu.read(&[buffer.slice((64 << 20) - 256, 256)])).unwrap();
+        assert_eq!(read[0], [1; 256]);
     }
 }

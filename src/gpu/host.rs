@@ -5,12 +5,20 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::buffer::{Buffer, Place, View};
+use super::caps::Caps;
 use super::recording::{Call, Recording};
+use crate::error::{Error, Result};
 
 /// Allocates `size` bytes of host memory, filled with zeros.
-pub(super) fn alloc(size: u64, label: &str) -> Buffer {
-    let words = vec![0u32; (size / 4) as usize];
-    Buffer::new(size, label, Place::Host(std::sync::Mutex::new(Arc::new(words))))
+pub(super) fn alloc(size: u64, label: &str) -> Result<Buffer> {
+    let count = usize::try_from(size / 4).unwrap_or(usize::MAX);
+    // Reserved first on trial: `vec!` ends the process where there is no memory.
+    Vec::<u32>::new().try_reserve_exact(count).map_err(|error| Error::OutOfMemory {
+        adapter: Caps::cpu().label(),
+        asked: format!("{size} bytes for {label}"),
+        offered: format!("the system said: {error}"),
+    })?;
+    Ok(Buffer::new(size, label, Place::Host(std::sync::Mutex::new(Arc::new(vec![0u32; count])))))
 }
 
 /// Runs each call's twin in order.

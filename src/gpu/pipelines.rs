@@ -129,7 +129,7 @@ impl Pipelines {
         let info = pollster::block_on(module.get_compilation_info());
         let fault = info.messages.iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
         let (line, message) = match fault {
-            Some(m) => (m.location.map_or(1, |l| l.line_number as usize), m.message.clone()),
+            Some(m) => (m.location.map_or(1, |l| l.line_number as usize), m.message.trim().to_string()),
             None => {
                 return Error::Driver {
                     adapter: self.adapter.clone(),

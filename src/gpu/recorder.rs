@@ -58,6 +58,11 @@ impl Recorder {
         }
     }
 
+    #[cfg(test)]
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
     fn group(&mut self, gpu: &Gpu, pipeline: &Pipeline, call: &Call) -> wgpu::BindGroup {
         let bound = bound(pipeline, call);
         let range = |view: &&View| (view.buffer.0.id, view.offset, view.size);

@@ -86,6 +86,11 @@ impl Recording {
         &self.calls
     }
 
+    /// Adds the calls of another recording, with their stages.
+    pub fn append(&mut self, other: &Recording) {
+        self.calls.extend_from_slice(&other.calls);
+    }
+
     /// Cuts it in two before call `at`.
     pub fn split_at(&self, at: usize) -> (Recording, Recording) {
         let part = |calls: &[Call]| Recording { calls: calls.to_vec(), stage: None };
