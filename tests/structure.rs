@@ -243,3 +243,32 @@ fn an_import_is_found_in_every_form() {
     let code = "use crate::gpu::{Caps, View};\nuse crate::{Error, kernels::{ALL, Set}, num};\nlet x = crate::check::y;";
     assert_eq!(imports(code), ["gpu", "Error", "kernels", "num", "check"]);
 }
+
+#[test]
+fn the_readme_s_links_and_commands_exist() {
+    for document in ["README.md", "docs/architecture.md", "docs/kernels.md", "docs/cli.md"] {
+        let text = text(&root().join(document));
+        let folder = root().join(document).parent().expect("a folder").to_path_buf();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if !target.starts_with("http") {
+                assert!(folder.join(target).exists(), "{document} links to {target}");
+            }
+        }
+    }
+    let readme = text(&root().join("README.md"));
+    for line in readme.lines().filter(|line| line.starts_with("tests/") || line.starts_with("cargo ")) {
+        let command = line.split('#').next().unwrap_or_default().trim();
+        if command.starts_with("tests/") {
+            assert!(root().join(command).is_file(), "{command}");
+        } else if let Some(arguments) = command.strip_prefix("cargo run --release -- ") {
+            let lamina = std::process::Command::new(env!("CARGO_BIN_EXE_lamina"))
+                .args(arguments.split_whitespace())
+                .arg("--help")
+                .output()
+                .expect("lamina starts");
+            assert!(lamina.status.success(), "{command}: {}", String::from_utf8_lossy(&lamina.stderr));
+        } else {
+            assert!(command.starts_with("cargo bench --bench kernels -- "), "{command}: an unknown command");
+        }
+    }
+}
