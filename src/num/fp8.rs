@@ -38,7 +38,7 @@ pub fn e4m3_decode(code: u8) -> f32 {
 pub fn e4m3_scale(largest: f32) -> f32 {
     // 448 is 1.75 * 2^8: the exponent goes up by one where the mantissa is over 1.75.
     let exponent = (largest.abs().to_bits() + 0x1f_ffff) >> 23;
-    f32::from_bits((exponent.max(63 + 8) - 8).min(254) << 23)
+    f32::from_bits((exponent.max(63 + 8) - 8) << 23)
 }
 
 #[cfg(test)]

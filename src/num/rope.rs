@@ -8,6 +8,25 @@ use std::f64::consts::TAU;
 /// Positions of the table's fine rows; each coarse row covers as many.
 pub const BLOCK: u32 = 256;
 
+/// Which two elements of a slice turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RopeLayout {
+    /// Neighbours: elements 2 i and 2 i + 1 (DeepSeek).
+    Interleaved,
+    /// Across the halves: elements i and i + p / 2 (GPT-NeoX, Llama in transformers).
+    Half,
+}
+
+impl RopeLayout {
+    /// The two elements of pair `pair` in a slice of `pairs` pairs.
+    pub fn elements(self, pair: usize, pairs: usize) -> [usize; 2] {
+        match self {
+            RopeLayout::Interleaved => [2 * pair, 2 * pair + 1],
+            RopeLayout::Half => [pair, pair + pairs],
+        }
+    }
+}
+
 /// What a model's configuration says about scaling by YaRN (Peng et al. 2023).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yarn {
