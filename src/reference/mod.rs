@@ -3,4 +3,5 @@
 //! A twin imports nothing from `gpu` or `kernels`: a bug that both shared would be invisible.
 
 pub mod add;
+pub mod mla_append;
 pub mod rms_norm;
