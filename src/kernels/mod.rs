@@ -163,4 +163,4 @@ macro_rules! kernels {
     };
 }
 
-kernels![add::Add, mla_append::MlaAppend, rms_norm::RmsNorm,];
+kernels![add::Add, embed::Embed, mla_append::MlaAppend, rms_norm::RmsNorm, rope::Rope, swiglu::Swiglu,];

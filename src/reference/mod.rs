@@ -3,5 +3,8 @@
 //! A twin imports nothing from `gpu` or `kernels`: a bug that both shared would be invisible.
 
 pub mod add;
+pub mod embed;
 pub mod mla_append;
 pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;

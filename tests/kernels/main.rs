@@ -1,5 +1,8 @@
 //! Every case of every kernel and variant, on every adapter of this system, against its twin.
 
 mod add;
+mod embed;
 mod mla_append;
 mod rms_norm;
+mod rope;
+mod swiglu;

@@ -1,0 +1,5 @@
+//! Times `embed` on the chosen adapter.
+
+pub fn run() {
+    crate::time("embed");
+}

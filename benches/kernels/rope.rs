@@ -1,0 +1,5 @@
+//! Times `rope` on the chosen adapter.
+
+pub fn run() {
+    crate::time("rope");
+}

@@ -1,0 +1,5 @@
+//! Times `swiglu` on the chosen adapter.
+
+pub fn run() {
+    crate::time("swiglu");
+}
