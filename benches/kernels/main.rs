@@ -19,6 +19,10 @@ benches![add, embed, mla_append, rms_norm, rope, swiglu,];
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    println!(
+        "{:<16} {:<10} {:>10} {:>10} {:>10} {:>8} {:>8}  case",
+        "kernel", "variant", "median us", "p10 us", "p90 us", "GB/s", "TFLOP/s"
+    );
     for (name, run) in BENCHES {
         if wanted.is_empty() || wanted.iter().any(|w| w == name) {
             run();
@@ -26,7 +30,7 @@ fn main() {
     }
 }
 
-/// Times every timed case and variant of a kernel, one line each.
+/// Times every timed case and variant of a kernel, one line of the table each.
 fn time(kernel: &str) {
     let selector =
         std::env::var("LAMINA_ADAPTER").unwrap_or_default().parse().expect("LAMINA_ADAPTER names an adapter");
@@ -39,13 +43,13 @@ fn time(kernel: &str) {
         for variant in (make().variants)(device.caps()) {
             match bench::time(&device, make(), variant, cold) {
                 Ok(Some(t)) => println!(
-                    "{kernel} {variant}, {}: {:.1} us ({:.1} to {:.1}), {:.0} GB/s, {:.2} TFLOP/s",
-                    t.case,
+                    "{kernel:<16} {variant:<10} {:>10.1} {:>10.1} {:>10.1} {:>8.0} {:>8.2}  {}",
                     t.median.as_secs_f64() * 1e6,
                     t.p10.as_secs_f64() * 1e6,
                     t.p90.as_secs_f64() * 1e6,
                     t.gigabytes,
                     t.teraflops,
+                    t.case,
                 ),
                 Ok(None) => println!("{kernel} {variant}: {} has no timestamps", device.caps().label()),
                 Err(error) => println!("{kernel} {variant}: {error}"),
