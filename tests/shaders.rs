@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::mem::offset_of;
 
 use lamina::gpu::{Access, Caps, CooperativeShape, Dialect, Shader};
-use lamina::kernels::{ALL, Row, Sequence, Split};
+use lamina::kernels::{ALL, Row, Sequence, Span, Split};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, StorageAccess, TypeInner, back};
 
@@ -285,4 +285,5 @@ fn the_facts_of_sequences_are_laid_out_as_the_shaders_read_them() {
     same!(Sequence { position, tokens, first_row, pages, slot, seed, first_partial, splits });
     same!(Row { sequence, position });
     same!(Split { sequence, begin, end, partial });
+    same!(Span { sequence, begin, end, row });
 }

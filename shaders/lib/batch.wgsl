@@ -22,3 +22,10 @@ struct Split {
   end: u32,      // one past the last
   partial: u32,  // row in `partials`, in tokens, of its first token
 }
+
+struct Span {
+  sequence: u32,
+  begin: u32, // position of the first key
+  end: u32,   // one past the last
+  row: u32,   // of the first key in the expanded keys
+}

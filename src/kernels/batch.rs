@@ -59,6 +59,21 @@ pub struct Split {
     pub partial: u32,
 }
 
+/// A piece of one sequence's context whose keys and values were expanded for `mla_prefill`. Lives in
+/// the storage buffer `spans`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Span {
+    /// The sequence's index in `batch`.
+    pub sequence: u32,
+    /// Its first key's position.
+    pub begin: u32,
+    /// One past its last key's position.
+    pub end: u32,
+    /// The row of its first key in the expanded keys and values.
+    pub row: u32,
+}
+
 /// One buffer of a paged latent cache: `pages` pages from page `first_page` on.
 #[derive(Clone, Debug)]
 pub struct CacheChunk {

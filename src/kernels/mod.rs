@@ -10,7 +10,7 @@ pub mod inputs;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-pub use batch::{CacheChunk, Row, Sequence, Split};
+pub use batch::{CacheChunk, Row, Sequence, Span, Split};
 pub use case::{AnyCase, AnyJob, Case, Check, Data, Expected, Job, Role, Set, Tensor, Tensors, Tolerance};
 
 use crate::gpu::{Caps, Shader, Source};
@@ -163,4 +163,12 @@ macro_rules! kernels {
     };
 }
 
-kernels![add::Add, embed::Embed, mla_append::MlaAppend, rms_norm::RmsNorm, rope::Rope, swiglu::Swiglu,];
+kernels![
+    add::Add,
+    embed::Embed,
+    mla_append::MlaAppend,
+    mla_prefill::MlaPrefill,
+    rms_norm::RmsNorm,
+    rope::Rope,
+    swiglu::Swiglu,
+];

@@ -5,6 +5,8 @@
 pub mod add;
 pub mod embed;
 pub mod mla_append;
+pub mod mla_combine;
+pub mod mla_prefill;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -3,6 +3,7 @@
 mod add;
 mod embed;
 mod mla_append;
+mod mla_prefill;
 mod rms_norm;
 mod rope;
 mod swiglu;
