@@ -94,12 +94,19 @@ fn out_of_memory_says_the_adapter_what_was_asked_and_what_there_is() {
 fn calls_run_in_order_and_each_has_its_own_params_past_the_ring_s_first_size() {
     for device in devices() {
         let y = device.upload(&[0u32; 8], "y").unwrap().view();
-        for calls in [700u32, 3, 1500] {
-            device.write(&y, 0, &[0u32; 8]).unwrap();
+        let recording = |calls: u32| {
             let mut recording = Recording::new();
             (0..calls).for_each(|i| bump(&mut recording, &y, i + 1, i % 8));
-            device.submit(&recording).unwrap();
-            let expected: Vec<u32> = (0..8).map(|at| (0..calls).filter(|i| i % 8 == at).map(|i| i + 1).sum()).collect();
+            recording
+        };
+        let lengths = [3, 700, 1500];
+        let recordings = lengths.map(recording);
+        // The second time each is submitted again; the ring has grown since the first.
+        for (calls, recording) in lengths.iter().zip(&recordings).chain(lengths.iter().zip(&recordings)) {
+            device.write(&y, 0, &[0u32; 8]).unwrap();
+            device.submit(recording).unwrap();
+            let expected: Vec<u32> =
+                (0..8).map(|at| (0..*calls).filter(|i| i % 8 == at).map(|i| i + 1).sum()).collect();
             assert_eq!(read::<u32>(&device, &y), expected, "{calls} calls on {}", device.caps().label());
         }
     }
@@ -197,6 +204,8 @@ fn a_forced_binding_limit_shows_in_the_caps_and_holds() {
         assert_eq!(read::<u32>(&device, &buffer.slice(64 << 10, 16)), [0, 0, 0, 1]);
         let error = run(buffer.view()).expect_err("128 KiB in one binding");
         assert!(matches!(error, Error::Driver { .. }) && error.to_string().contains(&device.caps().label()), "{error}");
+        let again = run(buffer.view()).expect_err("128 KiB in one binding, once more");
+        assert_eq!(error.to_string(), again.to_string(), "and the reason is told each time");
         run(buffer.slice(0, 64 << 10)).expect("the device goes on");
     }
     assert_eq!(Device::cpu(&options).caps().binding_bytes, 64 << 10);

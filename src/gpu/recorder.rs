@@ -1,8 +1,8 @@
 //! Runs a [`Recording`] on a GPU: one encoder and one compute pass a step.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use super::buffer::{Memory, View};
@@ -16,7 +16,25 @@ use crate::error::Result;
 pub(super) struct Recorder {
     /// Every call's `Params`, 256 bytes apart; rewritten by each step.
     ring: wgpu::Buffer,
+    /// Unique in this process: names the device and the ring that bind groups were made with.
+    generation: u64,
     groups: HashMap<GroupKey, Group>,
+    /// At this many groups, those of freed buffers are looked for.
+    prune_at: usize,
+}
+
+/// A call's pipeline and bind group.
+type Step = (Arc<Pipeline>, wgpu::BindGroup);
+
+/// What a recorder of some generation found for a recording's calls.
+#[derive(Default)]
+pub(super) struct Resolved(Mutex<Option<(u64, Arc<[Step]>)>>);
+
+impl Clone for Resolved {
+    /// A clone of a recording may be changed: it finds its own.
+    fn clone(&self) -> Resolved {
+        Resolved::default()
+    }
 }
 
 /// A pipeline and the ranges bound to it.
@@ -24,8 +42,16 @@ type GroupKey = (usize, Vec<(u64, u64, u64)>);
 
 struct Group {
     group: wgpu::BindGroup,
-    /// The buffers it holds; once one is freed by its owners, the group goes too.
+    /// The buffers it binds: once one is freed, the group is of no use.
     holds: Vec<Weak<Memory>>,
+}
+
+/// The fewest groups among which those of freed buffers are looked for.
+const LEAST_PRUNE: usize = 256;
+
+fn generation() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn ring(device: &wgpu::Device, size: u64) -> wgpu::Buffer {
@@ -39,7 +65,14 @@ fn ring(device: &wgpu::Device, size: u64) -> wgpu::Buffer {
 
 impl Recorder {
     pub fn new(device: &wgpu::Device) -> Recorder {
-        Recorder { ring: ring(device, 256 * PARAMS_SLOT as u64), groups: HashMap::new() }
+        let ring = ring(device, 256 * PARAMS_SLOT as u64);
+        Recorder { ring, generation: generation(), groups: HashMap::new(), prune_at: LEAST_PRUNE }
+    }
+
+    /// Drops every bind group: the ring is another one, or the driver failed and some may be invalid.
+    fn forget(&mut self) {
+        self.generation = generation();
+        self.groups.clear();
     }
 
     /// Writes the calls' parameters to the ring; the ring grows to the longest step.
@@ -47,7 +80,7 @@ impl Recorder {
         let size = (calls.len() * PARAMS_SLOT) as u64;
         if size > self.ring.size() {
             self.ring = ring(&gpu.device, size.next_power_of_two());
-            self.groups.clear();
+            self.forget();
         }
         let mut bytes = vec![0u8; size as usize];
         for (call, slot) in calls.iter().zip(bytes.chunks_exact_mut(PARAMS_SLOT)) {
@@ -63,6 +96,22 @@ impl Recorder {
         self.groups.len()
     }
 
+    /// The pipelines and bind groups of a recording's calls; found once for each recording.
+    fn resolve(&mut self, gpu: &Gpu, recording: &Recording) -> Result<Arc<[Step]>> {
+        let mut resolved = recording.resolved.0.lock().expect("a panic in it is a fault of lamina");
+        if let Some((_, steps)) = resolved.as_ref().filter(|(generation, _)| *generation == self.generation) {
+            return Ok(steps.clone());
+        }
+        let step = |call: &Call| {
+            let pipeline = gpu.pipelines.get(&call.shader)?;
+            let group = self.group(gpu, &pipeline, call);
+            Ok((pipeline, group))
+        };
+        let steps: Arc<[Step]> = recording.calls().iter().map(step).collect::<Result<_>>()?;
+        *resolved = Some((self.generation, steps.clone()));
+        Ok(steps)
+    }
+
     fn group(&mut self, gpu: &Gpu, pipeline: &Pipeline, call: &Call) -> wgpu::BindGroup {
         let bound = bound(pipeline, call);
         let range = |view: &&View| (view.buffer.0.id, view.offset, view.size);
@@ -70,8 +119,10 @@ impl Recorder {
         if let Some(group) = self.groups.get(&key) {
             return group.group.clone();
         }
-        // A freed buffer's groups would keep its memory: dropped whenever a group is new.
-        self.groups.retain(|_, group| group.holds.iter().all(|weak| weak.strong_count() > 0));
+        if self.groups.len() >= self.prune_at {
+            self.groups.retain(|_, group| group.holds.iter().all(|weak| weak.strong_count() > 0));
+            self.prune_at = LEAST_PRUNE.max(2 * self.groups.len());
+        }
         let mut entries: Vec<_> = bound.iter().map(|(index, view)| entry(*index, gpu_buffer(view), view)).collect();
         if let Some(params) = pipeline.bindings.iter().find(|d| d.access == Access::Uniform) {
             entries.push(wgpu::BindGroupEntry {
@@ -153,14 +204,13 @@ impl Gpu {
     /// Encodes and submits each recording as one pass, with a pair of timestamps where they are asked for.
     fn encode(&self, recordings: &[&Recording], timed: Option<(&wgpu::QuerySet, &wgpu::Buffer)>) -> Result<()> {
         let calls: Vec<&Call> = recordings.iter().flat_map(|r| r.calls()).collect();
-        let pipelines = calls.iter().map(|call| self.pipelines.get(&call.shader)).collect::<Result<Vec<_>>>()?;
         let mut recorder = self.recorder.lock().expect("a panic in it is a fault of lamina");
         let scopes = Scopes::push(&self.device);
         recorder.params(self, &calls);
-        let groups: Vec<_> = calls.iter().zip(&pipelines).map(|(call, p)| recorder.group(self, p, call)).collect();
+        let steps = recordings.iter().map(|r| recorder.resolve(self, r)).collect::<Result<Vec<_>>>()?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut at = 0;
-        for (turn, recording) in recordings.iter().enumerate() {
+        for (turn, (recording, steps)) in recordings.iter().zip(&steps).enumerate() {
             let turn = turn as u32;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some("step"),
@@ -170,11 +220,11 @@ impl Gpu {
                     end_of_pass_write_index: Some(2 * turn + 1),
                 }),
             });
-            for call in recording.calls() {
+            for (call, (pipeline, group)) in recording.calls().iter().zip(&**steps) {
                 let offset = (at * PARAMS_SLOT) as u32;
-                pass.set_pipeline(&pipelines[at].pipeline);
+                pass.set_pipeline(&pipeline.pipeline);
                 let offsets: &[u32] = if call.params.is_empty() { &[] } else { &[offset] };
-                pass.set_bind_group(0, &groups[at], offsets);
+                pass.set_bind_group(0, group, offsets);
                 match &call.grid {
                     Grid::Direct([x, y, z]) => pass.dispatch_workgroups(*x, *y, *z),
                     Grid::Indirect(view) => pass.dispatch_workgroups_indirect(gpu_buffer(view), view.offset),
@@ -187,6 +237,10 @@ impl Gpu {
         }
         self.pending.store(0, Ordering::Relaxed);
         self.queue.submit([encoder.finish()]);
-        self.explain("a step", scopes.pop())
+        let result = self.explain("a step", scopes.pop());
+        if result.is_err() {
+            recorder.forget();
+        }
+        result
     }
 }

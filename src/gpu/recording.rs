@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::buffer::View;
 use super::compose::{Access, Declared, Shader};
 use super::host::Host;
+use super::recorder::Resolved;
 
 /// Largest `Params`, bytes: one slot of the uniform ring.
 pub(super) const PARAMS_SLOT: usize = 256;
@@ -41,11 +42,13 @@ pub struct Call {
     pub twin: Twin,
 }
 
-/// Calls in order. Each sees what the ones before it wrote.
+/// Calls in order. Each sees what the ones before it wrote. Submitting one again costs less than
+/// recording it again: a device keeps what it found for the calls.
 #[derive(Clone, Default)]
 pub struct Recording {
     calls: Vec<Call>,
     stage: Option<Arc<str>>,
+    pub(super) resolved: Resolved,
 }
 
 impl Recording {
@@ -78,6 +81,7 @@ impl Recording {
         check(shader, &bindings, params);
         let stage = self.stage.get_or_insert_with(|| "".into()).clone();
         let (shader, params, twin) = (shader.clone(), params.to_vec(), Arc::new(twin));
+        self.resolved = Resolved::default();
         self.calls.push(Call { stage, shader, bindings, params, grid, twin });
     }
 
@@ -88,12 +92,13 @@ impl Recording {
 
     /// Adds the calls of another recording, with their stages.
     pub fn append(&mut self, other: &Recording) {
+        self.resolved = Resolved::default();
         self.calls.extend_from_slice(&other.calls);
     }
 
     /// Cuts it in two before call `at`.
     pub fn split_at(&self, at: usize) -> (Recording, Recording) {
-        let part = |calls: &[Call]| Recording { calls: calls.to_vec(), stage: None };
+        let part = |calls: &[Call]| Recording { calls: calls.to_vec(), ..Recording::default() };
         let (head, tail) = self.calls.split_at(at);
         (part(head), part(tail))
     }
