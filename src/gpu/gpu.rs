@@ -253,18 +253,18 @@ impl Scopes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::gpu::{Recording, Shader, Source, adapter, grid_1d};
 
-    const TOUCH: Source = Source {
+    pub const TOUCH: Source = Source {
         name: "touch",
         text: "@group(0) @binding(0) var<storage, read_write> y: array<u32>;\n\
                @compute @workgroup_size(1) fn main() { y[0] = 7u; }\n",
     };
 
     /// Every adapter, opened.
-    fn gpus() -> Vec<Gpu> {
+    pub fn gpus() -> Vec<Gpu> {
         let options = Options { checked: true, ..Options::default() };
         let open = |(adapter, caps)| pollster::block_on(Gpu::open(adapter, caps, &options)).expect("the adapter opens");
         let gpus: Vec<Gpu> = pollster::block_on(adapter::enumerate(true)).into_iter().map(open).collect();
@@ -272,7 +272,7 @@ mod tests {
         gpus
     }
 
-    fn touch(buffer: &Buffer) -> Recording {
+    pub fn touch(buffer: &Buffer) -> Recording {
         let mut recording = Recording::new();
         recording.call(&Shader::of(TOUCH).build(), vec![("y", buffer.view())], &[], grid_1d(1), |_| {});
         recording

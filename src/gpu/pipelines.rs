@@ -1,7 +1,7 @@
 //! Compiled kernels, by variant key.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -163,22 +163,26 @@ impl Pipelines {
 }
 
 /// The on-disk pipeline cache of this adapter and driver.
-#[allow(unsafe_code, reason = "wgpu marks cache data from disk unsafe: a driver trusts it")]
 fn disk_cache(device: &wgpu::Device, info: &wgpu::AdapterInfo) -> Option<(wgpu::PipelineCache, PathBuf)> {
     let name = wgpu::util::pipeline_cache_key(info)?;
     let path = dirs::cache_dir()?.join("lamina").join(name);
+    Some((load(device, &path), path))
+}
+
+/// The cache that a file holds; an empty one where there is none or it does not fit.
+#[allow(unsafe_code, reason = "wgpu marks cache data from disk unsafe: a driver trusts it")]
+fn load(device: &wgpu::Device, path: &Path) -> wgpu::PipelineCache {
     // Shaders of all versions gather in it: one that has grown too large is begun anew.
-    let data = std::fs::read(&path).ok().filter(|data| data.len() <= DISK_CACHE);
+    let data = std::fs::read(path).ok().filter(|data| data.len() <= DISK_CACHE);
     // SAFETY: the file is one that `get_data` gave; its header names the adapter and driver, and with
     // `fallback` a file that does not fit them is ignored.
-    let cache = unsafe {
+    unsafe {
         device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
             label: Some("lamina"),
             data: data.as_deref(),
             fallback: true,
         })
-    };
-    Some((cache, path))
+    }
 }
 
 fn layout_entry(declared: &Declared) -> wgpu::BindGroupLayoutEntry {
@@ -192,5 +196,64 @@ fn layout_entry(declared: &Declared) -> wgpu::BindGroupLayoutEntry {
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
         count: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::gpu::tests::{TOUCH, gpus, touch};
+    use crate::gpu::{Recording, grid_1d};
+
+    #[test]
+    fn variants_are_compiled_in_parallel_and_each_once() {
+        for mut gpu in gpus() {
+            // The user's cache is no place for this shader.
+            gpu.pipelines.disk = None;
+            let y = gpu.alloc(16, "y").unwrap();
+            let mut recording = Recording::new();
+            for n in (0..24).chain(0..24) {
+                let shader = Shader::of(TOUCH).u32("SPARE", n).build();
+                recording.call(&shader, vec![("y", y.view())], &[], grid_1d(1), |_| {});
+            }
+            gpu.prepare(&recording).unwrap();
+            let ids = |made: &HashMap<String, Arc<Pipeline>>| {
+                let mut ids: Vec<usize> = made.values().map(|pipeline| pipeline.id).collect();
+                ids.sort_unstable();
+                ids
+            };
+            assert_eq!(ids(&gpu.pipelines.lock()), (0..24).collect::<Vec<_>>(), "{}", gpu.caps.label());
+            gpu.submit(&recording).unwrap();
+            assert_eq!(gpu.pipelines.lock().len(), 24, "and submitting compiles nothing more");
+        }
+    }
+
+    #[test]
+    fn pipelines_are_kept_on_disk_and_a_spoilt_file_is_as_good_as_none() {
+        let folder = std::env::temp_dir().join(format!("lamina-pipelines-{}", std::process::id()));
+        let path = folder.join("cache");
+        let mut kept = 0;
+        for mut gpu in gpus().into_iter().filter(|gpu| gpu.caps.pipeline_cache) {
+            let mut prepare = |label: &str| {
+                gpu.pipelines.made = Mutex::default();
+                gpu.pipelines.disk = Some((load(&gpu.device, &path), path.clone()));
+                let y = gpu.alloc(16, "y").unwrap();
+                gpu.prepare(&touch(&y)).unwrap_or_else(|error| panic!("{label}: {error}"));
+                gpu.submit(&touch(&y)).unwrap();
+                assert_eq!(pollster::block_on(gpu.read(&[y.view()])).unwrap()[0][..4], [7, 0, 0, 0], "{label}");
+                std::fs::read(&path).unwrap_or_else(|error| panic!("{label}: {error}"))
+            };
+            let first = prepare("with no file");
+            assert!(!first.is_empty());
+            prepare("with a file");
+            std::fs::write(&path, b"no pipelines at all").unwrap();
+            let again = prepare("with a spoilt file");
+            assert_ne!(again, b"no pipelines at all");
+            let names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, ["cache"], "no part is left behind");
+            std::fs::remove_dir_all(&folder).unwrap();
+            kept += 1;
+        }
+        assert!(kept > 0, "no adapter here keeps pipelines: tests/run installs one");
     }
 }
