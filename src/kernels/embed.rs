@@ -48,7 +48,8 @@ impl Format {
         if self == Format::F32 { 4 } else { 2 }
     }
 
-    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+    /// The elements that `bytes` hold.
+    pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
         match self {
             Format::F16 => bytemuck::cast_slice::<u8, f16>(bytes).iter().map(|v| v.to_f32()).collect(),
             Format::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).collect(),

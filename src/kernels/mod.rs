@@ -6,6 +6,7 @@
 mod batch;
 mod case;
 pub mod inputs;
+pub mod up_projection;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -166,6 +167,7 @@ macro_rules! kernels {
 kernels![
     add::Add,
     embed::Embed,
+    mla_absorb::MlaAbsorb,
     mla_append::MlaAppend,
     mla_prefill::MlaPrefill,
     rms_norm::RmsNorm,

@@ -4,6 +4,7 @@
 
 pub mod add;
 pub mod embed;
+pub mod mla_absorb;
 pub mod mla_append;
 pub mod mla_combine;
 pub mod mla_prefill;

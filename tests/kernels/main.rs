@@ -2,6 +2,7 @@
 
 mod add;
 mod embed;
+mod mla_absorb;
 mod mla_append;
 mod mla_prefill;
 mod rms_norm;

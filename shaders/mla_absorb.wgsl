@@ -1,0 +1,115 @@
+// Queries for the latent cache: W_UK,h^T q_nope and the turned q_pe, times a factor; one chunk of heads.
+// Grid: x blocks of 64 latent columns, y heads of the chunk, z blocks of TOKENS tokens.
+// lib: batch, rope_table, rope_* (rope_elements), unpack4_* (Packed4, unpack4).
+// Constants: N and P widths of a query's parts, V of a value, R latent width, W = R + P rounded up to 8,
+// TOKENS that share a read of W_UK.
+
+struct Params {
+  tokens: u32,
+  heads: u32,
+  first_head: u32, // of the bound chunk
+  q_stride: u32,   // in f32
+  scale: f32,      // softmax scale times log2(e)
+  beta: f32,       // queries grow by 1 + beta ln(1 + floor(position / length))
+  length: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> rows: array<Row>;                // [tokens]
+@group(0) @binding(2) var<storage, read> q: array<vec2<f32>>;             // [tokens, q_stride / 2]: heads of N + P
+@group(0) @binding(3) var<storage, read> kv_b: array<Packed4>;            // [chunk heads, N + V, STRIDE]
+@group(0) @binding(4) var<storage, read> rope_table: array<vec2<f32>>;    // [256 + blocks, P / 2]; anything where P is 0
+@group(0) @binding(5) var<storage, read_write> queries: array<vec4<f32>>; // [tokens, heads, W / 4]
+
+const WORKGROUP = 256u;
+const LANES = 16u;                   // that share a row of W_UK, four columns each
+const SLICES = WORKGROUP / LANES;    // rows under way at once
+const UNROLL = 4u;                   // rows a lane has under way
+const PADDED = (N + SLICES * UNROLL - 1u) / (SLICES * UNROLL) * (SLICES * UNROLL);
+const STRIDE = (R + 31u) / 32u * 8u; // vec4 a row of kv_b
+
+var<workgroup> q_nope: array<f32, TOKENS * PADDED>;        // [PADDED, TOKENS], zeros behind N
+var<workgroup> sums: array<vec4<f32>, WORKGROUP>;          // [SLICES, LANES]
+
+fn factor(token: u32) -> f32 {
+  let steps = rows[token].position / max(params.length, 1u);
+  return params.scale * (1.0 + params.beta * log(1.0 + f32(steps)));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let head = params.first_head + block.y;
+  let first = block.z * TOKENS;
+  let count = min(TOKENS, params.tokens - first);
+  let q_head = head * (N + P) / 2u;
+  let column = block.x * LANES + lane % LANES;
+  let slice = lane / LANES;
+
+  for (var i = lane; i < TOKENS * PADDED / 2u; i += WORKGROUP) {
+    let pair = i / TOKENS;
+    let t = i % TOKENS;
+    var value = vec2<f32>(0.0);
+    if (pair < N / 2u && t < count) {
+      value = q[(first + t) * (params.q_stride / 2u) + q_head + pair];
+    }
+    q_nope[2u * pair * TOKENS + t] = value.x;
+    q_nope[(2u * pair + 1u) * TOKENS + t] = value.y;
+  }
+  workgroupBarrier();
+
+  var sum: array<vec4<f32>, TOKENS>;
+  for (var t = 0u; t < TOKENS; t++) {
+    sum[t] = vec4<f32>(0.0);
+  }
+  let start = block.y * (N + V) * STRIDE + min(column, R / 4u - 1u);
+  for (var i = slice; i < PADDED; i += SLICES * UNROLL) {
+    var packed: array<Packed4, UNROLL>;
+    for (var k = 0u; k < UNROLL; k++) {
+      packed[k] = kv_b[start + min(i + k * SLICES, N - 1u) * STRIDE];
+    }
+    for (var k = 0u; k < UNROLL; k++) {
+      let w = unpack4(packed[k]);
+      for (var t = 0u; t < TOKENS; t++) {
+        sum[t] += q_nope[(i + k * SLICES) * TOKENS + t] * w;
+      }
+    }
+  }
+
+  for (var t = 0u; t < TOKENS; t++) {
+    workgroupBarrier(); // the last token's readers are done
+    sums[lane] = sum[t];
+    workgroupBarrier();
+    if (lane < LANES && column < R / 4u && t < count) {
+      var all = vec4<f32>(0.0);
+      for (var i = 0u; i < SLICES; i++) {
+        all += sums[i * LANES + lane];
+      }
+      queries[((first + t) * params.heads + head) * (W / 4u) + column] = all * factor(first + t);
+    }
+  }
+
+  if (block.x == 0u) {
+    for (var i = lane; i < count * (P / 2u); i += WORKGROUP) {
+      // max: P may be 0, and then the loop does not run.
+      let token = first + i / max(P / 2u, 1u);
+      let pair = i % max(P / 2u, 1u);
+      let at = rope_elements(pair, P / 2u);
+      let turn = factor(token) * rope_rotation(rows[token].position, pair, P / 2u);
+      let x = rope_element(token, q_head, at.x);
+      let y = rope_element(token, q_head, at.y);
+      store(token, head, R + at.x, x * turn.x - y * turn.y);
+      store(token, head, R + at.y, x * turn.y + y * turn.x);
+    }
+    for (var i = lane; i < count * (W - R - P); i += WORKGROUP) {
+      store(first + i / max(W - R - P, 1u), head, R + P + i % max(W - R - P, 1u), 0.0);
+    }
+  }
+}
+
+fn rope_element(token: u32, q_head: u32, i: u32) -> f32 {
+  return q[token * (params.q_stride / 2u) + q_head + (N + i) / 2u][(N + i) % 2u];
+}
+
+fn store(token: u32, head: u32, i: u32, value: f32) {
+  queries[(token * params.heads + head) * (W / 4u) + i / 4u][i % 4u] = value;
+}
