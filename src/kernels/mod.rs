@@ -168,6 +168,7 @@ kernels![
     add::Add,
     embed::Embed,
     mla_absorb::MlaAbsorb,
+    mla_combine::MlaCombine,
     mla_append::MlaAppend,
     mla_prefill::MlaPrefill,
     rms_norm::RmsNorm,

@@ -19,12 +19,17 @@ pub fn merge(parts: &[(&[f32], f64)], width: usize) -> (Vec<f64>, f64) {
     (merged, largest + total.ln())
 }
 
+/// `W_UV` of a head applied to its merged latent: `rows` are the v rows of W_UV.
+pub fn values<'a>(latent: &[f64], rows: impl Iterator<Item = &'a [f32]>) -> Vec<f64> {
+    rows.map(|row| latent.iter().zip(row).map(|(x, w)| x * f64::from(*w)).sum()).collect()
+}
+
 /// No log-sum-exp of scores is as low.
 const NOTHING: f64 = -1e38;
 
 #[cfg(test)]
 mod tests {
-    use super::merge;
+    use super::{merge, values};
 
     #[test]
     fn parts_weigh_as_their_sums_of_exponentials() {
@@ -33,5 +38,11 @@ mod tests {
         assert!((merged[0] - 4.0).abs() < 1e-12 && (merged[1] - 3.0).abs() < 1e-12, "{merged:?}");
         assert!((lse - 4f64.ln()).abs() < 1e-12, "{lse}");
         assert_eq!(merge(&[(&[1.0], f64::NEG_INFINITY)], 1), (vec![0.0], f64::NEG_INFINITY));
+    }
+
+    #[test]
+    fn values_are_the_rows_products() {
+        let rows: [&[f32]; 2] = [&[1.0, 2.0, 9.0], &[3.0, -1.0, 9.0]];
+        assert_eq!(values(&[2.0, 4.0], rows.into_iter()), [10.0, 2.0]);
     }
 }

@@ -4,6 +4,7 @@ mod add;
 mod embed;
 mod mla_absorb;
 mod mla_append;
+mod mla_combine;
 mod mla_prefill;
 mod rms_norm;
 mod rope;

@@ -1,0 +1,142 @@
+// The splits of each (token, head) row merged by log-sum-exp; with VALUES then W_UV of a chunk of heads.
+// Grid: x parts of PART value rows (1 without VALUES), y heads of the chunk, z blocks of TOKENS tokens.
+// lib: batch, reduce_* (reduce_sum, reduce_max), unpack4_* (Packed4, unpack4).
+// Constants: R latent width, N rows of W_UK and V of W_UV, VALUES, WORKGROUP,
+// TOKENS that share a read of W_UV, PART.
+
+struct Params {
+  tokens: u32,
+  heads: u32,
+  first_head: u32,    // of the bound chunk
+  output_stride: u32, // in f32: from one token's output to the next
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> batch: array<Sequence>;         // [sequences]
+@group(0) @binding(2) var<storage, read> rows: array<Row>;               // [tokens]
+@group(0) @binding(3) var<storage, read> partials: array<vec4<f32>>;     // [partial tokens, heads, R / 4 + 1]
+@group(0) @binding(4) var<storage, read> kv_b: array<Packed4>;           // [chunk heads, N + V, STRIDE]; anything without VALUES
+@group(0) @binding(5) var<storage, read_write> output: array<vec4<f32>>; // [tokens, output_stride / 4]: heads of R, or of V
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;          // [tokens, heads], natural logarithm
+
+const QUADS = R / 4u;                        // vec4 of a latent
+const COLUMNS = min(QUADS, WORKGROUP);       // of them that are merged at once
+const GROUPS = WORKGROUP / COLUMNS;          // groups of lanes that share the splits
+const STRIDE = (R + 31u) / 32u * 8u;         // vec4 a row of kv_b
+const LANES = 16u;                           // that share a row of W_UV
+const ROWS = WORKGROUP / LANES;              // rows of W_UV under way at once
+const UNROLL = 4u;                           // loads a lane has under way
+const NOTHING = -3.0e38;                     // a log-sum-exp without a token
+const LN_2 = 0.6931471805599453;
+
+var<workgroup> weights: array<f32, WORKGROUP>;              // of the splits
+var<workgroup> latents: array<vec4<f32>, TOKENS * QUADS>;   // [TOKENS, QUADS]
+var<workgroup> scratch: array<vec4<f32>, WORKGROUP>;
+
+// Merges the splits of a row into latents[t].
+fn merge(t: u32, token: u32, head: u32, lane: u32, writes_lse: bool) {
+  let sequence = batch[rows[token].sequence];
+  let splits = min(sequence.splits, WORKGROUP);
+  let first = (sequence.first_partial + token - sequence.first_row) * params.heads + head;
+  let step = sequence.tokens * params.heads; // rows from one split to the next
+
+  var found = NOTHING;
+  if (lane < splits) {
+    found = max(partials[(first + lane * step) * (QUADS + 1u) + QUADS].x, NOTHING);
+  }
+  let largest = reduce_max(found, lane);
+  let weight = select(0.0, exp2(found - largest), found > 0.5 * NOTHING);
+  let sum = reduce_sum(weight, lane);
+  weights[lane] = weight / max(sum, 1e-30);
+  if (writes_lse && lane == 0u) {
+    lse[token * params.heads + head] = select(NOTHING, (largest + log2(max(sum, 1e-30))) * LN_2, sum > 0.0);
+  }
+  workgroupBarrier();
+
+  let group = lane / COLUMNS;
+  for (var base = 0u; base < QUADS; base += COLUMNS) {
+    let column = base + lane % COLUMNS;
+    var merged = vec4<f32>(0.0);
+    if (column < QUADS && group < GROUPS) {
+      for (var s = group; s < splits; s += GROUPS * UNROLL) {
+        var part: array<vec4<f32>, UNROLL>;
+        for (var k = 0u; k < UNROLL; k++) {
+          part[k] = partials[(first + min(s + k * GROUPS, splits - 1u) * step) * (QUADS + 1u) + column];
+        }
+        for (var k = 0u; k < UNROLL; k++) {
+          let split = s + k * GROUPS;
+          // What weighs 0 may be no number.
+          if (split < splits && weights[split] > 0.0) {
+            merged += weights[split] * part[k];
+          }
+        }
+      }
+    }
+    if (GROUPS > 1u) {
+      scratch[lane] = merged;
+      workgroupBarrier();
+      if (group == 0u) {
+        for (var i = 1u; i < GROUPS; i++) {
+          merged += scratch[i * COLUMNS + lane];
+        }
+      }
+    }
+    if (column < QUADS && group == 0u) {
+      if (VALUES) {
+        latents[t * QUADS + column] = merged;
+      } else {
+        output[(token * params.output_stride + head * R) / 4u + column] = merged;
+      }
+    }
+  }
+  workgroupBarrier(); // weights and scratch are free, latents[t] is there
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let head = params.first_head + block.y;
+  let first = block.z * TOKENS;
+  let count = min(TOKENS, params.tokens - first);
+  for (var t = 0u; t < count; t++) {
+    merge(t, first + t, head, lane, block.x == 0u);
+  }
+  if (VALUES) {
+    let start = (block.y * (N + V) + N) * STRIDE;
+    for (var row = block.x * PART; row < min((block.x + 1u) * PART, V); row += ROWS) {
+      scratch[lane] = dots(start + min(row + lane / LANES, V - 1u) * STRIDE, lane % LANES);
+      workgroupBarrier();
+      let t = lane / ROWS;
+      let value_row = row + lane % ROWS;
+      if (t < count && value_row < V) {
+        var sum = 0.0;
+        for (var i = 0u; i < LANES; i++) {
+          sum += scratch[lane % ROWS * LANES + i][t];
+        }
+        let at = (first + t) * params.output_stride + head * V + value_row;
+        output[at / 4u][at % 4u] = sum;
+      }
+      workgroupBarrier(); // scratch is free
+    }
+  }
+}
+
+// This lane's part of the products of a row of W_UV with each token's latent.
+fn dots(start: u32, lane: u32) -> vec4<f32> {
+  var sum = vec4<f32>(0.0);
+  for (var c = lane; c < QUADS; c += LANES * UNROLL) {
+    var packed: array<Packed4, UNROLL>;
+    for (var k = 0u; k < UNROLL; k++) {
+      packed[k] = kv_b[start + min(c + k * LANES, QUADS - 1u)];
+    }
+    for (var k = 0u; k < UNROLL; k++) {
+      let column = c + k * LANES;
+      if (column < QUADS) {
+        let w = unpack4(packed[k]);
+        for (var t = 0u; t < TOKENS; t++) {
+          sum[t] += dot(w, latents[t * QUADS + column]);
+        }
+      }
+    }
+  }
+  return sum;
+}
