@@ -41,19 +41,14 @@ var<workgroup> staged_q: array<vec4<f32>, STAGED * ROWS>; // [STAGED, ROWS]; bet
 var<workgroup> staged_k: array<vec4<f32>, STAGED * KEYS>; // [STAGED, KEYS]
 var<workgroup> weights: array<vec4<f32>, KEYS * GROUPS>;  // [KEYS, GROUPS], a component for each of the four rows
 
-// Which of the four elements of quad `quad` of a query or key are its own.
-fn own(quad: u32) -> vec4<bool> {
-  return vec4<u32>(4u * quad) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(N + P);
-}
-
 fn load_q(start: u32, quad: u32) -> vec4<f32> {
   var value = vec4<f32>(0.0);
   if (quad < QUADS) {
     let at = start / 2u + 2u * quad;
-    // The last quad's second half may be another head's, or padding.
+    // The last quad's second half may be another head's, or padding: then the first stands there
+    // again, a number that meets the key's zeros.
     let second = 4u * quad + 2u < N + P;
     value = vec4<f32>(q[at], q[at + u32(second)]);
-    value = select(vec4<f32>(0.0), value, own(quad));
   }
   return value;
 }
@@ -63,17 +58,20 @@ fn load_k(row: u32, head: u32, quad: u32, exists: bool) -> vec4<f32> {
   if (exists && quad < N / 4u) {
     value = kv[(row * params.kv_stride + head * (N + V)) / 4u + quad];
   } else if (exists && quad < QUADS) {
-    value = select(vec4<f32>(0.0), k_pe[row * params.k_pe_stride / 4u + quad - N / 4u], own(quad));
+    let own = vec4<u32>(4u * quad) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(N + P);
+    value = select(vec4<f32>(0.0), k_pe[row * params.k_pe_stride / 4u + quad - N / 4u], own);
   }
   return value;
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(num_workgroups) blocks: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
   let head = block.y;
   let span = spans[block.z];
   let sequence = batch[span.sequence];
-  let first = block.x * ROWS; // of the sequence's new tokens
+  // Of the sequence's new tokens. The last see the most keys: they start first.
+  let first = (blocks.x - 1u - block.x) * ROWS;
   if (first >= sequence.tokens) {
     return;
   }

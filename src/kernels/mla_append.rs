@@ -362,7 +362,9 @@ impl Shape {
             Tensor::input("weight", Data::F32(weight)),
             Tensor::input("rope_table", words(&turns)),
         ];
-        let slots = (chunk_pages * self.page) as usize;
+        // Each buffer has room behind its chunk's pages for those of the others: a record that goes to
+        // the wrong chunk shows.
+        let slots = (chunk_pages * self.chunks * self.page) as usize;
         tensors.extend(CHUNKS[..self.chunks as usize].iter().map(|name| self.cache(name, slots)));
         let case = self.clone();
         Job::new(tensors, move |kernel: &MlaAppend, t, recording| {
