@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use super::Data;
+
 /// A seeded stream of numbers.
 pub struct Inputs(fastrand::Rng);
 
@@ -57,4 +59,9 @@ pub fn strided(values: &[f32], columns: usize, stride: usize) -> Vec<f32> {
         out.resize(out.len() + stride - columns, f32::NAN);
     }
     out
+}
+
+/// Structs as the words that a kernel reads.
+pub fn words<T: bytemuck::Pod>(values: &[T]) -> Data {
+    Data::U32(bytemuck::pod_collect_to_vec(values))
 }

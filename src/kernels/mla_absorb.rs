@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::embed::Format;
-use super::inputs::{Inputs, strided};
+use super::inputs::{Inputs, strided, words};
 use super::mla_append::rope_module;
 use super::up_projection::{self, HeadChunk};
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Row, Set, Tensor, Tolerance, Variant};
@@ -334,8 +334,4 @@ impl Shape {
             kernel.record(recording, &args);
         })
     }
-}
-
-fn words<T: bytemuck::Pod>(values: &[T]) -> Data {
-    Data::U32(bytemuck::pod_collect_to_vec(values))
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::inputs::{Inputs, strided};
+use super::inputs::{Inputs, strided, words};
 use super::{
     CacheChunk, Case, Check, Choice, Data, Field, Job, Kernel, Row, Sequence, Set, Tensor, Tolerance, Variant,
 };
@@ -429,8 +429,4 @@ fn is_firm(format: RecordFormat, (latent, rope): (Vec<f32>, Vec<f32>)) -> bool {
     };
     let record = format.encode(&latent, &rope);
     moved(1e-6) == record && moved(-1e-6) == record
-}
-
-fn words<T: bytemuck::Pod>(values: &[T]) -> Data {
-    Data::U32(bytemuck::pod_collect_to_vec(values))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::embed::Format;
-use super::inputs::Inputs;
+use super::inputs::{Inputs, words};
 use super::up_projection::{self, HeadChunk};
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Row, Sequence, Set, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
@@ -381,8 +381,4 @@ impl Shape {
             kernel.record(recording, &args);
         })
     }
-}
-
-fn words<T: bytemuck::Pod>(values: &[T]) -> Data {
-    Data::U32(bytemuck::pod_collect_to_vec(values))
 }

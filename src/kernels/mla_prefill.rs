@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::inputs::Inputs;
+use super::inputs::{Inputs, strided, words};
+use super::mla_combine::NOTHING;
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Sequence, Set, Span, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
 use crate::reference::mla_prefill::{Key, attend};
@@ -49,8 +50,6 @@ pub struct Tuning;
 
 /// New tokens that a workgroup takes.
 const ROWS: u32 = 64;
-/// The log-sum-exp of a row that saw no key.
-pub const NOTHING: f32 = -3.0e38;
 
 /// What a call reads and writes.
 pub struct Args {
@@ -300,7 +299,7 @@ impl Shape {
         }
         let tokens = first_row as usize;
         let q_stride = (heads * (n + p)).next_multiple_of(4);
-        let q = super::inputs::strided(&inputs.normals(tokens * heads * (n + p), 1.0), heads * (n + p), q_stride);
+        let q = strided(&inputs.normals(tokens * heads * (n + p), 1.0), heads * (n + p), q_stride);
         // Of earlier pieces: every other token saw none.
         let (mut output, mut lse) = (vec![f32::NAN; tokens * heads * v], vec![f32::NAN; tokens * heads]);
         if self.accumulate {
@@ -366,7 +365,3 @@ const SPANS: [&str; 16] = [
     "spans 0", "spans 1", "spans 2", "spans 3", "spans 4", "spans 5", "spans 6", "spans 7", "spans 8", "spans 9",
     "spans 10", "spans 11", "spans 12", "spans 13", "spans 14", "spans 15",
 ];
-
-fn words<T: bytemuck::Pod>(values: &[T]) -> Data {
-    Data::U32(bytemuck::pod_collect_to_vec(values))
-}
