@@ -28,8 +28,11 @@ const UNROLL = 4u;                   // rows a lane has under way
 const PADDED = (N + SLICES * UNROLL - 1u) / (SLICES * UNROLL) * (SLICES * UNROLL);
 const STRIDE = (R + 31u) / 32u * 8u; // vec4 a row of kv_b
 
-var<workgroup> q_nope: array<f32, TOKENS * PADDED>;        // [PADDED, TOKENS], zeros behind N
-var<workgroup> sums: array<vec4<f32>, WORKGROUP>;          // [SLICES, LANES]
+const REST = W - R;                  // a query's elements behind the latent: rope part and padding
+
+// [PADDED, TOKENS] of q_nope, zeros behind N; afterwards [TOKENS, REST] of the queries.
+var<workgroup> staged: array<f32, TOKENS * max(PADDED, REST)>;
+var<workgroup> sums: array<vec4<f32>, WORKGROUP>; // [SLICES, LANES]
 
 fn factor(token: u32) -> f32 {
   let steps = rows[token].position / max(params.length, 1u);
@@ -52,8 +55,8 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     if (pair < N / 2u && t < count) {
       value = q[(first + t) * (params.q_stride / 2u) + q_head + pair];
     }
-    q_nope[2u * pair * TOKENS + t] = value.x;
-    q_nope[(2u * pair + 1u) * TOKENS + t] = value.y;
+    staged[2u * pair * TOKENS + t] = value.x;
+    staged[(2u * pair + 1u) * TOKENS + t] = value.y;
   }
   workgroupBarrier();
 
@@ -70,7 +73,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     for (var k = 0u; k < UNROLL; k++) {
       let w = unpack4(packed[k]);
       for (var t = 0u; t < TOKENS; t++) {
-        sum[t] += q_nope[(i + k * SLICES) * TOKENS + t] * w;
+        sum[t] += staged[(i + k * SLICES) * TOKENS + t] * w;
       }
     }
   }
@@ -88,28 +91,33 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     }
   }
 
-  if (block.x == 0u) {
+  // Four elements behind the latent are one store: turned in workgroup memory first.
+  if (block.x == 0u && REST > 0u) {
     for (var i = lane; i < count * (P / 2u); i += WORKGROUP) {
-      // max: P may be 0, and then the loop does not run.
-      let token = first + i / max(P / 2u, 1u);
+      let t = i / max(P / 2u, 1u); // max: where P is 0 the loop does not run, but must compile
       let pair = i % max(P / 2u, 1u);
       let at = rope_elements(pair, P / 2u);
-      let turn = factor(token) * rope_rotation(rows[token].position, pair, P / 2u);
-      let x = rope_element(token, q_head, at.x);
-      let y = rope_element(token, q_head, at.y);
-      store(token, head, R + at.x, x * turn.x - y * turn.y);
-      store(token, head, R + at.y, x * turn.y + y * turn.x);
+      let turn = factor(first + t) * rope_rotation(rows[first + t].position, pair, P / 2u);
+      let x = rope_element(first + t, q_head, at.x);
+      let y = rope_element(first + t, q_head, at.y);
+      staged[t * REST + at.x] = x * turn.x - y * turn.y;
+      staged[t * REST + at.y] = x * turn.y + y * turn.x;
     }
-    for (var i = lane; i < count * (W - R - P); i += WORKGROUP) {
-      store(first + i / max(W - R - P, 1u), head, R + P + i % max(W - R - P, 1u), 0.0);
+    workgroupBarrier();
+    for (var i = lane; i < count * REST / 4u; i += WORKGROUP) {
+      let t = i * 4u / max(REST, 1u);
+      let at = i * 4u % max(REST, 1u);
+      var value = vec4<f32>(0.0);
+      for (var k = 0u; k < 4u; k++) {
+        if (at + k < P) {
+          value[k] = staged[t * REST + at + k];
+        }
+      }
+      queries[((first + t) * params.heads + head) * (W / 4u) + (R + at) / 4u] = value;
     }
   }
 }
 
 fn rope_element(token: u32, q_head: u32, i: u32) -> f32 {
   return q[token * (params.q_stride / 2u) + q_head + (N + i) / 2u][(N + i) % 2u];
-}
-
-fn store(token: u32, head: u32, i: u32, value: f32) {
-  queries[(token * params.heads + head) * (W / 4u) + i / 4u][i % 4u] = value;
 }

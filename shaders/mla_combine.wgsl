@@ -8,7 +8,7 @@ struct Params {
   tokens: u32,
   heads: u32,
   first_head: u32,    // of the bound chunk
-  output_stride: u32, // in f32: from one token's output to the next
+  output_stride: u32, // from one token's output to the next
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -16,7 +16,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> rows: array<Row>;               // [tokens]
 @group(0) @binding(3) var<storage, read> partials: array<vec4<f32>>;     // [partial tokens, heads, R / 4 + 1]
 @group(0) @binding(4) var<storage, read> kv_b: array<Packed4>;           // [chunk heads, N + V, STRIDE]; anything without VALUES
-@group(0) @binding(5) var<storage, read_write> output: array<vec4<f32>>; // [tokens, output_stride / 4]: heads of R, or of V
+@group(0) @binding(5) var<storage, read_write> output: array<f32>;       // [tokens, output_stride]: heads of R, or of V
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;          // [tokens, heads], natural logarithm
 
 const QUADS = R / 4u;                        // vec4 of a latent
@@ -85,7 +85,11 @@ fn merge(t: u32, token: u32, head: u32, lane: u32, writes_lse: bool) {
       if (VALUES) {
         latents[t * QUADS + column] = merged;
       } else {
-        output[(token * params.output_stride + head * R) / 4u + column] = merged;
+        let at = token * params.output_stride + head * R + 4u * column;
+        output[at] = merged.x;
+        output[at + 1u] = merged.y;
+        output[at + 2u] = merged.z;
+        output[at + 3u] = merged.w;
       }
     }
   }
@@ -112,8 +116,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         for (var i = 0u; i < LANES; i++) {
           sum += scratch[lane % ROWS * LANES + i][t];
         }
-        let at = (first + t) * params.output_stride + head * V + value_row;
-        output[at / 4u][at % 4u] = sum;
+        output[(first + t) * params.output_stride + head * V + value_row] = sum;
       }
       workgroupBarrier(); // scratch is free
     }

@@ -114,7 +114,8 @@ impl Kernel for MlaAbsorb {
     type Tuning = Tuning;
 
     fn variants(spec: &Spec, _: &Caps) -> Vec<Variant<Tuning>> {
-        let most = (STAGED / spec.nope.next_multiple_of(COLUMNS)).clamp(1, 8);
+        let each = spec.nope.next_multiple_of(64).max(spec.width() - spec.latent);
+        let most = (STAGED / each).clamp(1, 8);
         let tokens = 1 << spec.tokens.clamp(1, most).ilog2();
         vec![Variant { name: "portable", tuning: Tuning { tokens } }]
     }

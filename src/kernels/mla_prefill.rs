@@ -324,7 +324,7 @@ impl Shape {
             begin = begin.saturating_add(self.piece);
         }
         assert!(calls.len() <= SPANS.len() && (self.accumulate || calls.len() == 1), "{} pieces", calls.len());
-        let tolerance = Tolerance::f32(64 * (n + p) * self.sharp as usize);
+        let tolerance = Tolerance::f32(4 * (n + p) * self.sharp as usize);
         let mut tensors = vec![
             Tensor::input("batch", words(&batch)),
             Tensor::input("q", Data::F32(q)),
