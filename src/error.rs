@@ -60,6 +60,36 @@ pub enum Error {
         /// The compiler's message.
         message: String,
     },
+    /// The latent cache has too few free pages.
+    #[error("the latent cache is out of pages: asked for {asked}, {free} of {total} are free")]
+    OutOfPages {
+        /// Pages asked for.
+        asked: usize,
+        /// Pages that nobody holds.
+        free: usize,
+        /// Pages of the cache.
+        total: usize,
+    },
+    /// A step or a context is larger than what was allocated for.
+    #[error("too many {what}: asked for {asked}, allocated for {limit}")]
+    Capacity {
+        /// What there is too much of.
+        what: String,
+        /// How much was asked for.
+        asked: u64,
+        /// How much there is room for.
+        limit: u64,
+    },
+    /// A sequence's pages lie in too many runs, each in another buffer of the cache.
+    #[error("sequence {sequence} of the batch lies in {runs} runs of pages, of at most {most}")]
+    Fragmented {
+        /// Its index in the batch.
+        sequence: usize,
+        /// Runs of pages within one buffer.
+        runs: usize,
+        /// The most that can be merged.
+        most: usize,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {

@@ -6,6 +6,7 @@
 mod batch;
 mod case;
 pub mod inputs;
+pub mod plan;
 pub mod up_projection;
 
 use std::fmt::Debug;
