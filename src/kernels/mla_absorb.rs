@@ -178,6 +178,7 @@ impl Kernel for MlaAbsorb {
             Shape { layout: half, ..shape((192, 64, 128, 144), 3, 17, 2, bf16) },
             Shape { beta: 0.1, ..shape((64, 64, 64, 256), 2, 4, 1, f16) },
             Shape { beta: 0.1, ..shape((16, 2, 16, 80), 20, 2, 5, bf16) },
+            shape((8, 2, 8, 32), 128, 2, 3, f16),
             // Other numbers of tokens than the hint says.
             Shape { hint: 8, ..shape((72, 10, 24, 64), 5, 1, 2, f16) },
             Shape { hint: 1, ..shape((72, 10, 24, 64), 5, 6, 2, f16) },

@@ -187,6 +187,7 @@ impl Kernel for MlaCombine {
             shape((256, 64, 64), 2, &[(2, 17), (1, 3)], 1, bf16),
             shape((80, 16, 136), 3, &[(5, 2)], 2, f16),
             shape((1040, 8, 16), 1, &[(3, 6)], 1, f16),
+            shape((32, 8, 8), 128, &[(1, 3), (2, 2)], 5, f16),
             // Other numbers of tokens than the hint says.
             Shape { hint: 1, ..shape((144, 8, 48), 3, &[(6, 4)], 1, f16) },
             Shape { hint: 64, ..shape((144, 8, 72), 3, &[(1, 9)], 2, f16) },

@@ -146,6 +146,7 @@ impl Kernel for MlaPrefill {
             shape((128, 0, 192), 1, &[(0, 33)], 0, ALL),
             shape((16, 10, 264), 3, &[(5, 64)], 0, ALL),
             shape((0, 64, 128), 1, &[(0, 129)], 0, ALL),
+            shape((8, 2, 8), 128, &[(3, 5)], 0, ALL),
             // A later piece alone: the first rows see none of it.
             shape((48, 16, 48), 2, &[(9, 40), (30, 2)], 12, ALL),
             Shape { sharp: 40.0, ..shape((128, 64, 128), 1, &[(64, 40)], 0, ALL) },
