@@ -38,6 +38,7 @@ pub mod bench;
 pub mod check;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod engine;
 pub mod error;
 pub mod gpu;
 pub mod kernels;

@@ -81,6 +81,15 @@ impl View {
         self.size
     }
 
+    /// `size` bytes of it from `offset`.
+    ///
+    /// # Panics
+    /// As [`Buffer::slice`], and when the range leaves the view.
+    pub fn part(&self, offset: u64, size: u64) -> View {
+        assert!(offset + size <= self.size, "{}: {offset}+{size} leaves a view of {} bytes", self.label(), self.size);
+        self.buffer.slice(self.offset + offset, size)
+    }
+
     /// The name its buffer was allocated under.
     pub fn label(&self) -> &str {
         &self.buffer.0.label

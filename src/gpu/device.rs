@@ -110,6 +110,28 @@ impl Device {
         Ok(())
     }
 
+    /// Copies the first view of each pair to the second, in order, in one submission. Runs after what was
+    /// submitted before.
+    ///
+    /// # Errors
+    /// [`crate::Error::DeviceLost`] and other faults of the driver.
+    ///
+    /// # Panics
+    /// When the sizes of a pair differ, or both are views of one buffer.
+    pub fn copy(&self, pairs: &[(View, View)]) -> Result<()> {
+        for (from, to) in pairs {
+            assert!(from.size() == to.size(), "{} bytes copied to {}", from.size(), to.size());
+            assert!(from.buffer.0.id != to.buffer.0.id, "{}: copied within one buffer", from.label());
+        }
+        match &*self.0 {
+            Kind::Gpu(gpu) => gpu.copy(pairs),
+            Kind::Cpu(_) => {
+                pairs.iter().for_each(|(from, to)| host::write(to, 0, &host::read(from)));
+                Ok(())
+            }
+        }
+    }
+
     /// The views' contents once all that was submitted has run.
     ///
     /// # Errors

@@ -140,6 +140,17 @@ impl Gpu {
         Ok(())
     }
 
+    /// Copies the first view of each pair to the second.
+    pub fn copy(&self, pairs: &[(View, View)]) -> Result<()> {
+        let scopes = Scopes::push(&self.device);
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        for (from, to) in pairs {
+            encoder.copy_buffer_to_buffer(gpu_buffer(from), from.offset, gpu_buffer(to), to.offset, from.size);
+        }
+        self.queue.submit([encoder.finish()]);
+        self.explain("a copy", scopes.pop())
+    }
+
     /// Copies the views to the host, in one submission. Waits for all that was submitted before.
     pub async fn read(&self, views: &[View]) -> Result<Vec<Vec<u8>>> {
         let total: u64 = views.iter().map(|v| v.size.next_multiple_of(8)).sum();
