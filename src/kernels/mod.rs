@@ -8,6 +8,7 @@ mod case;
 pub mod inputs;
 pub mod plan;
 pub mod up_projection;
+pub mod weights;
 
 use std::fmt::Debug;
 use std::sync::Arc;
