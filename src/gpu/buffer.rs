@@ -39,6 +39,11 @@ impl Buffer {
         Buffer(Arc::new(Memory { id, size, label: label.to_string(), place }))
     }
 
+    /// A number that no other buffer of this process has.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
     /// Its size in bytes, a multiple of 16.
     pub fn size(&self) -> u64 {
         self.0.size
@@ -79,6 +84,21 @@ impl View {
     /// Its size in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The buffer that it is a range of.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The same range of another buffer of the same size.
+    ///
+    /// # Panics
+    /// When the sizes differ.
+    pub fn of(&self, buffer: &Buffer) -> View {
+        let (here, there) = (self.buffer.size(), buffer.size());
+        assert!(here == there, "{}: a view of {here} bytes moved to {there}", self.label());
+        View { buffer: buffer.clone(), offset: self.offset, size: self.size }
     }
 
     /// `size` bytes of it from `offset`.

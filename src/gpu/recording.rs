@@ -96,6 +96,19 @@ impl Recording {
         self.calls.extend_from_slice(&other.calls);
     }
 
+    /// The same calls on other memory: each view as `of` maps it.
+    pub fn rebound(&self, of: impl Fn(&View) -> View) -> Recording {
+        let rebind = |call: &Call| {
+            let bindings = call.bindings.iter().map(|(name, view)| (*name, of(view))).collect();
+            let grid = match &call.grid {
+                Grid::Direct(groups) => Grid::Direct(*groups),
+                Grid::Indirect(view) => Grid::Indirect(of(view)),
+            };
+            Call { bindings, grid, ..call.clone() }
+        };
+        Recording { calls: self.calls.iter().map(rebind).collect(), ..Recording::default() }
+    }
+
     /// Cuts it in two before call `at`.
     pub fn split_at(&self, at: usize) -> (Recording, Recording) {
         let part = |calls: &[Call]| Recording { calls: calls.to_vec(), ..Recording::default() };
