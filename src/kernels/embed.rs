@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use half::{bf16, f16};
-
 use super::inputs::Inputs;
+use super::weights::{WeightFormat, pack};
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Set, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Host, Recording, Shader, Source, View, grid_1d};
 use crate::{reference, wgsl};
@@ -31,38 +30,11 @@ params! {
     }
 }
 
-/// The table's element type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// IEEE half precision.
-    F16,
-    /// The upper half of f32.
-    Bf16,
-    /// f32.
-    F32,
-}
-
-impl Format {
-    /// Bytes of an element.
-    pub fn bytes(self) -> usize {
-        if self == Format::F32 { 4 } else { 2 }
-    }
-
-    /// The elements that `bytes` hold.
-    pub(super) fn decode(self, bytes: &[u8]) -> Vec<f32> {
-        match self {
-            Format::F16 => bytemuck::cast_slice::<u8, f16>(bytes).iter().map(|v| v.to_f32()).collect(),
-            Format::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).collect(),
-            Format::F32 => bytemuck::cast_slice(bytes).to_vec(),
-        }
-    }
-}
-
 /// What the model fixes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// The table's element type.
-    pub format: Format,
+    pub format: WeightFormat,
 }
 
 /// How it runs.
@@ -111,12 +83,7 @@ impl Kernel for Embed {
     }
 
     fn new(spec: &Spec, tuning: &Tuning) -> Embed {
-        let unpack = match spec.format {
-            Format::F16 => wgsl!("lib/unpack4_f16"),
-            Format::Bf16 => wgsl!("lib/unpack4_bf16"),
-            Format::F32 => wgsl!("lib/unpack4_f32"),
-        };
-        let shader = Shader::of(Self::SOURCE).u32("WORKGROUP", tuning.workgroup).module(unpack).build();
+        let shader = Shader::of(Self::SOURCE).u32("WORKGROUP", tuning.workgroup).module(spec.format.unpack4()).build();
         Embed { spec: spec.clone(), tuning: tuning.clone(), shader }
     }
 
@@ -125,7 +92,7 @@ impl Kernel for Embed {
     }
 
     fn cases(set: Set) -> Vec<Case<Embed>> {
-        let all = |shape: Shape| [Format::F16, Format::Bf16, Format::F32].map(|format| shape.case(format));
+        let all = |shape: Shape| WeightFormat::ALL.map(|format| shape.case(format));
         let shape = |tokens, length, chunks| Shape { tokens, length, chunks, scale: 1.0 };
         if set == Set::Timed {
             return [1, 512].into_iter().flat_map(|tokens| all(shape(tokens, 7168, &[4096]))).collect();
@@ -198,7 +165,7 @@ struct Shape {
 const CHUNKS: [&str; 3] = ["table 0", "table 1", "table 2"];
 
 impl Shape {
-    fn case(self, format: Format) -> Case<Embed> {
+    fn case(self, format: WeightFormat) -> Case<Embed> {
         let Shape { tokens, length, chunks, scale } = self;
         let name = format!("{tokens} tokens of {length}, {format:?}, chunks {chunks:?}, scale {scale}");
         let elements = (tokens * length) as f64;
@@ -206,7 +173,7 @@ impl Shape {
         Case::new(name, Spec { format }, elements, move || self.job(format)).moving(moved)
     }
 
-    fn job(self, format: Format) -> Job<Embed> {
+    fn job(self, format: WeightFormat) -> Job<Embed> {
         let Shape { tokens, length, chunks, scale } = self;
         let mut inputs = Inputs::seed((tokens * length) as u64);
         let vocabulary = chunks.iter().sum::<usize>() as u32;
@@ -220,20 +187,8 @@ impl Shape {
             Tensor::output("y", Data::poison(tokens * y_stride), check),
         ];
         for (name, ids) in CHUNKS.into_iter().zip(chunks) {
-            let row = |inputs: &mut Inputs| {
-                let mut row = inputs.normals(length, 1.0);
-                row.resize(table_stride, 0.0);
-                row
-            };
-            let values: Vec<f32> = (0..*ids).flat_map(|_| row(&mut inputs)).collect();
-            let data = match format {
-                Format::F32 => Data::F32(values),
-                Format::F16 => Data::F16(values.into_iter().map(f16::from_f32).collect()),
-                Format::Bf16 => {
-                    let halves: Vec<bf16> = values.into_iter().map(bf16::from_f32).collect();
-                    Data::U8(bytemuck::cast_slice(&halves).to_vec())
-                }
-            };
+            let values = inputs.normals(ids * length, 1.0);
+            let data = Data::U8(pack(&values, *ids, length, format));
             tensors.push(Tensor::input(name, data));
         }
         let sizes = Sizes {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::embed::Format;
 use super::inputs::{Inputs, strided, words};
 use super::mla_append::rope_module;
 use super::up_projection::{self, HeadChunk};
+use super::weights::WeightFormat;
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Row, Set, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
 use crate::num::rope::{Frequencies, RopeLayout};
@@ -47,7 +47,7 @@ pub struct Spec {
     /// Width of the latent (`kv_lora_rank`), a multiple of 16.
     pub latent: u32,
     /// The element type of `kv_b`.
-    pub format: Format,
+    pub format: WeightFormat,
     /// Which elements of the rope part turn together.
     pub layout: RopeLayout,
     /// Tokens of a step: a hint for how many share a read of W_UK; any number runs.
@@ -141,7 +141,7 @@ impl Kernel for MlaAbsorb {
             .module(wgsl!("lib/batch"))
             .module(wgsl!("lib/rope_table"))
             .module(rope_module(spec.layout))
-            .module(up_projection::unpack_module(spec.format))
+            .module(spec.format.unpack4())
             .build();
         MlaAbsorb { spec: spec.clone(), tuning: tuning.clone(), shader }
     }
@@ -161,11 +161,11 @@ impl Kernel for MlaAbsorb {
             hint: tokens,
             beta: 0.0,
         };
-        let f16 = Format::F16;
+        let f16 = WeightFormat::F16;
         if set == Set::Timed {
             return [1, 4, 128].map(|tokens| shape((128, 64, 128, 512), 16, tokens, 1, f16).case()).into();
         }
-        let (bf16, f32) = (Format::Bf16, Format::F32);
+        let (bf16, f32) = (WeightFormat::Bf16, WeightFormat::F32);
         let half = RopeLayout::Half;
         [
             shape((128, 64, 128, 512), 3, 1, 1, f16),
@@ -253,7 +253,7 @@ struct Shape {
     heads: u32,
     tokens: u32,
     chunks: u32,
-    format: Format,
+    format: WeightFormat,
     layout: RopeLayout,
     hint: u32,
     beta: f32,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::embed::Format;
 use super::inputs::{Inputs, words};
 use super::up_projection::{self, HeadChunk};
+use super::weights::WeightFormat;
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Row, Sequence, Set, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
 use crate::{reference, wgsl};
@@ -45,7 +45,7 @@ pub struct Spec {
     /// Width of a value (`v_head_dim`), a multiple of 8.
     pub value: u32,
     /// The element type of `kv_b`.
-    pub format: Format,
+    pub format: WeightFormat,
     /// What is written.
     pub output: Output,
     /// Tokens of a step: a hint for how many share a read of W_UV; any number runs.
@@ -146,7 +146,7 @@ impl Kernel for MlaCombine {
             .u32("TOKENS", tuning.tokens)
             .u32("PART", tuning.part)
             .module(wgsl!("lib/batch"))
-            .module(up_projection::unpack_module(spec.format));
+            .module(spec.format.unpack4());
         let shader = match tuning.subgroups {
             true => shader.module(wgsl!("lib/reduce_subgroup")).subgroups().build(),
             false => shader.module(wgsl!("lib/reduce_shared")).build(),
@@ -167,7 +167,7 @@ impl Kernel for MlaCombine {
             format,
             hint: sequences.iter().map(|(tokens, _)| tokens).sum(),
         };
-        let f16 = Format::F16;
+        let f16 = WeightFormat::F16;
         let lite = (512, 128, 128);
         if set == Set::Timed {
             let batch: Vec<(u32, u32)> = vec![(1, 2); 128];
@@ -175,7 +175,7 @@ impl Kernel for MlaCombine {
             let both = |s: &Vec<(u32, u32)>| [0, 1].map(|chunks| shape(lite, 16, s, chunks, f16).case());
             return timed.iter().flat_map(both).collect();
         }
-        let (bf16, f32) = (Format::Bf16, Format::F32);
+        let (bf16, f32) = (WeightFormat::Bf16, WeightFormat::F32);
         let mixed: &[(u32, u32)] = &[(1, 1), (3, 5), (0, 0), (2, 31), (1, 2)];
         [
             shape(lite, 3, &[(1, 1)], 1, f16),
@@ -279,7 +279,7 @@ struct Shape {
     heads: u32,
     sequences: Vec<(u32, u32)>,
     chunks: u32,
-    format: Format,
+    format: WeightFormat,
     hint: u32,
 }
 

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::Result;
-use crate::gpu::{Device, View};
+use crate::gpu::{Device, Source, View};
+use crate::{Result, wgsl};
 
 /// Values that the shaders' `weights_*` modules decode at a time; rows are padded to it.
 pub const BLOCK: usize = 32;
@@ -20,12 +20,17 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
+    /// Every format.
+    pub const ALL: [WeightFormat; 3] = [WeightFormat::F16, WeightFormat::Bf16, WeightFormat::F32];
+
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        if self == WeightFormat::F32 { 4 } else { 2 }
+    }
+
     /// Bytes of a block of [`BLOCK`] values.
     pub fn block_bytes(self) -> usize {
-        match self {
-            WeightFormat::F16 | WeightFormat::Bf16 => 2 * BLOCK,
-            WeightFormat::F32 => 4 * BLOCK,
-        }
+        self.bytes() * BLOCK
     }
 
     /// Bytes of a row of `columns` values with its padding.
@@ -39,6 +44,15 @@ impl WeightFormat {
             WeightFormat::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).iter().map(|v| v.to_f32()).collect(),
             WeightFormat::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(bytes).iter().map(|v| v.to_f32()).collect(),
             WeightFormat::F32 => bytemuck::pod_collect_to_vec(bytes),
+        }
+    }
+
+    /// The module that reads four values.
+    pub(super) fn unpack4(self) -> Source {
+        match self {
+            WeightFormat::F16 => wgsl!("lib/unpack4_f16"),
+            WeightFormat::Bf16 => wgsl!("lib/unpack4_bf16"),
+            WeightFormat::F32 => wgsl!("lib/unpack4_f32"),
         }
     }
 }
@@ -139,7 +153,7 @@ mod tests {
 
     #[test]
     fn rows_are_padded_with_zeros_to_whole_blocks() {
-        for format in [WeightFormat::F16, WeightFormat::Bf16, WeightFormat::F32] {
+        for format in WeightFormat::ALL {
             let values: Vec<f32> = (1..=66).map(|v| v as f32).collect();
             let decoded = format.decode(&pack(&values, 2, 33, format));
             assert_eq!(decoded.len(), 128);
