@@ -173,6 +173,7 @@ kernels![
     mla_combine::MlaCombine,
     mla_append::MlaAppend,
     mla_prefill::MlaPrefill,
+    moe_route::MoeRoute,
     rms_norm::RmsNorm,
     rope::Rope,
     swiglu::Swiglu,

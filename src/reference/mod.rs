@@ -8,6 +8,7 @@ pub mod mla_absorb;
 pub mod mla_append;
 pub mod mla_combine;
 pub mod mla_prefill;
+pub mod moe_route;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -6,6 +6,7 @@ mod mla_absorb;
 mod mla_append;
 mod mla_combine;
 mod mla_prefill;
+mod moe_route;
 mod rms_norm;
 mod rope;
 mod swiglu;
