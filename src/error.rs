@@ -90,6 +90,26 @@ pub enum Error {
         /// The most that can be merged.
         most: usize,
     },
+    /// A checkpoint, configuration or tokenizer holds something else than it must.
+    #[error("{file}: {what}: expected {expected}, found {found}", file = file.display())]
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// The tensor or field in it.
+        what: String,
+        /// What belongs there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A model has a part that lamina does not compute.
+    #[error("{file}: {feature}: not supported", file = file.display())]
+    Unsupported {
+        /// The file that says so.
+        file: PathBuf,
+        /// The part, such as an indexer or fp8 weights.
+        feature: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {

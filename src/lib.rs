@@ -42,7 +42,9 @@ pub mod engine;
 pub mod error;
 pub mod gpu;
 pub mod kernels;
+pub mod model;
 pub mod num;
 pub mod reference;
+pub mod weights;
 
 pub use error::{Error, Result};

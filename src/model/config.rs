@@ -1,0 +1,214 @@
+//! A model's configuration as plain numbers, read from `config.json` in either of the two styles that
+//! are about: the hub's (`rope_theta`, `rope_scaling`) and transformers 5's (`rope_parameters`).
+//!
+//! Defaults are those of transformers 5.23.0 where published files leave a field out. Where a field
+//! would change the mathematics and lamina does not follow, reading fails and names it.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::families::Family;
+use super::fields::Fields;
+use super::read;
+use super::rope::Rope;
+use super::tensors::{ExpertLayout, Tensors};
+use crate::{Error, Result};
+
+/// All that the forward pass needs to know of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The row of the table of families that it was read with.
+    pub family: &'static Family,
+    /// What stands before each tensor's name: empty, or `language_model.`.
+    pub prefix: &'static str,
+    /// Tensors of a wrapper that are no part of the text model, by how their names start.
+    pub beside: &'static [&'static str],
+    /// Token ids (`vocab_size`).
+    pub vocab: u32,
+    /// Width of the hidden state (`hidden_size`).
+    pub hidden: u32,
+    /// The longest context that it was made for (`max_position_embeddings`).
+    pub max_context: u32,
+    /// Whether the head's weights are the embedding's (`tie_word_embeddings`).
+    pub tied: bool,
+    /// Added to the mean square by the norms of the hidden state (`rms_norm_eps`).
+    pub eps: f32,
+    /// The attention, the same in every layer.
+    pub mla: Mla,
+    /// The layers, in order.
+    pub layers: Vec<Layer>,
+    /// Layers for multi-token prediction that follow in the checkpoint; they are skipped.
+    pub mtp_layers: u32,
+    /// Factor of the embeddings (MiniCPM3's `scale_emb`); 1 elsewhere.
+    pub embedding_scale: f32,
+    /// Factor of what attention and MLP add to the hidden state (MiniCPM3's `scale_depth / sqrt(layers)`);
+    /// 1 elsewhere.
+    pub residual_scale: f32,
+    /// Factor of the logits (MiniCPM3's `dim_model_base / hidden`); 1 elsewhere.
+    pub logits_scale: f32,
+    /// The id that starts a text.
+    pub bos: Option<u32>,
+    /// The ids that end a text, as far as `config.json` says.
+    pub eos: Vec<u32>,
+}
+
+/// Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mla {
+    /// Query heads (`num_attention_heads`).
+    pub heads: u32,
+    /// Width of the compressed query (`q_lora_rank`); `None` where queries are projected at once.
+    pub q_rank: Option<u32>,
+    /// Width of the latent (`kv_lora_rank`), a multiple of 16.
+    pub latent: u32,
+    /// Width of a query's part without rope (`qk_nope_head_dim`), a multiple of 8.
+    pub nope: u32,
+    /// Width of its rope part (`qk_rope_head_dim`), even.
+    pub rope: u32,
+    /// Width of a value (`v_head_dim`), a multiple of 8.
+    pub value: u32,
+    /// Added to the mean square by the norms of compressed query and latent: 1e-6 in transformers,
+    /// whatever `rms_norm_eps` is.
+    pub eps: f32,
+    /// How the rope parts turn.
+    pub rotation: Rope,
+    /// `(nope + rope)^-1/2`, times the square of `0.1 mscale_all_dim ln(factor) + 1` where the rope scaling
+    /// names `mscale_all_dim`.
+    pub softmax_scale: f32,
+    /// Growth of the queries with the position.
+    pub growth: Option<Growth>,
+    /// Factor of the projected query (LongCat: `sqrt(hidden / q_rank)`); 1 elsewhere.
+    pub q_scale: f32,
+    /// Factor of the normalised latent (LongCat: `sqrt(hidden / latent)`); 1 elsewhere.
+    pub latent_scale: f32,
+}
+
+/// A query at a position is multiplied by `1 + beta ln(1 + floor(position / length))` (Llama 4, Mistral 4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// `llama_4_scaling_beta`.
+    pub beta: f32,
+    /// `original_max_position_embeddings`.
+    pub length: u32,
+}
+
+/// One layer: attention and MLP, each behind a norm; in LongCat two of both.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// The MLP behind each attention. Each attention has a latent cache of its own.
+    pub mlps: Vec<Mlp>,
+    /// LongCat's shortcut: it reads what the first MLP reads, and is added behind the last.
+    pub shortcut: Option<Moe>,
+}
+
+/// What follows an attention.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mlp {
+    /// `down(silu(gate x) * up x)`.
+    Dense {
+        /// Rows of gate and of up.
+        width: u32,
+    },
+    /// Experts.
+    Moe(Moe),
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moe {
+    /// Experts with weights.
+    pub experts: u32,
+    /// Experts that give back their input; they follow the others in the router's rows.
+    pub identity: u32,
+    /// Rows of gate and of up in each expert.
+    pub width: u32,
+    /// Rows of gate and of up in the shared experts together; 0 for none.
+    pub shared_width: u32,
+    /// Experts that a token takes.
+    pub top_k: u32,
+    /// Groups that the experts stand in, in order; 1 for none.
+    pub groups: u32,
+    /// Groups that a token keeps.
+    pub kept_groups: u32,
+    /// What a group is judged by.
+    pub group_score: GroupScore,
+    /// From logits to scores.
+    pub scoring: Scoring,
+    /// Whether a bias is added to the scores for the choice; the weights are the scores without it.
+    pub bias: Bias,
+    /// The score, for the choice, of the experts in groups that are not kept: minus infinity, or 0.
+    pub masked: f32,
+    /// Whether the weights of a token's experts are divided by their sum (plus 1e-20).
+    pub normalise: bool,
+    /// Factor of the weights after that.
+    pub scaling: f32,
+    /// Whether the sum of routed and shared experts goes through a norm (A.X-K1).
+    pub norm: bool,
+}
+
+/// What a group of experts is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupScore {
+    /// Its best score (DeepSeek-V2).
+    Max,
+    /// The sum of its two best scores.
+    TopTwo,
+}
+
+/// From a router's logits to scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// Over all experts.
+    Softmax,
+    /// Each for itself.
+    Sigmoid,
+}
+
+/// Whether a router has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    /// It has none.
+    None,
+    /// It has one.
+    Always,
+    /// It may be left out of the checkpoint, which means zeros (A.X-K1).
+    Optional,
+}
+
+impl Config {
+    /// Reads `config.json` of a checkpoint's folder.
+    ///
+    /// # Errors
+    /// As [`Config::parse`]; [`Error::Io`] when the file cannot be read.
+    pub fn open(folder: &Path) -> Result<Config> {
+        let file = folder.join("config.json");
+        let text = std::fs::read(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
+        Config::parse(&text, &file)
+    }
+
+    /// Reads the text of a `config.json`; `file` is for errors.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names a field that is missing or no sense; [`Error::Unsupported`] names what the
+    /// model has and lamina does not compute.
+    pub fn parse(text: &[u8], file: &Path) -> Result<Config> {
+        let value: Value = serde_json::from_slice(text).map_err(|fault| Error::Invalid {
+            file: file.into(),
+            what: "the whole".into(),
+            expected: "a JSON object".into(),
+            found: format!("a fault: {fault}"),
+        })?;
+        read::config(&Fields::new(file, "", &value)?)
+    }
+
+    /// Latents that a token leaves: one for each attention.
+    pub fn attentions(&self) -> usize {
+        self.layers.iter().map(|layer| layer.mlps.len()).sum()
+    }
+
+    /// Numbers that a checkpoint of it holds, without what is skipped.
+    pub fn parameters(&self) -> u64 {
+        Tensors::of(self, ExpertLayout::Each).all().iter().map(|tensor| tensor.values() as u64).sum()
+    }
+}
