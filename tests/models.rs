@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use lamina::kernels::moe_route::{Groups, Masked, Scoring};
 use lamina::model::Config;
-use lamina::model::config::{Bias, GroupScore, Growth, Mlp, Moe, Scoring};
+use lamina::model::config::{Bias, Growth, Mlp, Moe};
 use lamina::model::rope::Scaling;
 use lamina::model::tensors::{ExpertLayout, Tensors};
 use lamina::num::rope::{RopeLayout, Yarn};
@@ -87,13 +88,10 @@ fn deepseek_v3_is_read_as_published() {
         width: 32,
         shared_width: 32,
         top_k: 3,
-        groups: 4,
-        kept_groups: 2,
-        group_score: GroupScore::TopTwo,
         scoring: Scoring::Sigmoid,
         bias: Bias::Always,
-        masked: f32::NEG_INFINITY,
-        normalise: true,
+        groups: Some(Groups { count: 4, kept: 2, best: 2, masked: Masked::Last }),
+        renormalise: true,
         scaling: 2.5,
         norm: false,
     };
@@ -105,10 +103,10 @@ fn deepseek_v3_is_read_as_published() {
 #[test]
 fn each_family_has_its_own_rules() {
     let lite = config("deepseek_v2_lite");
-    assert_eq!((lite.mla.q_rank, moe(&lite).groups, moe(&lite).shared_width), (None, 1, 64));
-    assert_eq!((moe(&lite).scoring, moe(&lite).bias, moe(&lite).normalise), (Scoring::Softmax, Bias::None, false));
+    assert_eq!((lite.mla.q_rank, moe(&lite).groups, moe(&lite).shared_width), (None, None, 64));
+    assert_eq!((moe(&lite).scoring, moe(&lite).bias, moe(&lite).renormalise), (Scoring::Softmax, Bias::None, false));
     let v2 = config("deepseek_v2");
-    assert_eq!((moe(&v2).group_score, moe(&v2).masked, moe(&v2).groups), (GroupScore::Max, 0.0, 4));
+    assert_eq!(moe(&v2).groups, Some(Groups { count: 4, kept: 2, best: 1, masked: Masked::ZeroScore }));
     assert_eq!(moe(&v2).scaling, 16.0);
 
     let moonlight = config("deepseek_v3_moonlight");
@@ -136,19 +134,25 @@ fn each_family_has_its_own_rules() {
     assert!(moe(&axk1).norm && moe(&axk1).bias == Bias::Optional && axk1.layers[0].shortcut.is_none());
     let mistral = config("mistral4");
     assert_eq!(mistral.mla.growth, Some(Growth { beta: 0.1, length: 16 }));
-    assert_eq!((moe(&mistral).scoring, moe(&mistral).masked, moe(&mistral).normalise), (Scoring::Softmax, 0.0, true));
+    assert_eq!(
+        (moe(&mistral).scoring, moe(&mistral).groups, moe(&mistral).renormalise),
+        (Scoring::Softmax, None, true)
+    );
+    let mut grouped = text("mistral4");
+    (grouped["n_group"], grouped["topk_group"]) = (json!(2), json!(1));
+    assert_eq!(moe(&parse(&grouped).expect("groups")).groups.expect("two").masked, Masked::ZeroChoice);
     assert!(matches!(mistral.layers[0].mlps[..], [Mlp::Moe(_)]));
 
     let longcat = config("longcat_flash");
     assert_eq!((longcat.layers.len(), longcat.attentions()), (2, 4));
     assert_eq!(longcat.layers[1].mlps, [Mlp::Dense { width: 96 }, Mlp::Dense { width: 96 }]);
     assert_eq!((moe(&longcat).experts, moe(&longcat).identity, moe(&longcat).shared_width), (6, 3, 0));
-    assert!(!moe(&longcat).normalise && moe(&longcat).bias == Bias::Always);
+    assert!(!moe(&longcat).renormalise && moe(&longcat).bias == Bias::Always);
     assert!((longcat.mla.q_scale - (64f32 / 24.0).sqrt()).abs() < 1e-6);
     assert!((longcat.mla.latent_scale - 2f32.sqrt()).abs() < 1e-6);
 
     let kimi = config("kimi_k25");
-    assert_eq!((kimi.prefix, kimi.layers.len(), moe(&kimi).groups), ("language_model.", 2, 1));
+    assert_eq!((kimi.prefix, kimi.layers.len(), moe(&kimi).groups), ("language_model.", 2, None));
     assert_eq!(config("deepseek_v3_mtp").mtp_layers, 1);
 }
 

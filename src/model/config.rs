@@ -13,6 +13,7 @@ use super::fields::Fields;
 use super::read;
 use super::rope::Rope;
 use super::tensors::{ExpertLayout, Tensors};
+use crate::kernels::moe_route::{self, Groups, Scoring};
 use crate::{Error, Result};
 
 /// All that the forward pass needs to know of a model.
@@ -127,42 +128,18 @@ pub struct Moe {
     pub shared_width: u32,
     /// Experts that a token takes.
     pub top_k: u32,
-    /// Groups that the experts stand in, in order; 1 for none.
-    pub groups: u32,
-    /// Groups that a token keeps.
-    pub kept_groups: u32,
-    /// What a group is judged by.
-    pub group_score: GroupScore,
     /// From logits to scores.
     pub scoring: Scoring,
     /// Whether a bias is added to the scores for the choice; the weights are the scores without it.
     pub bias: Bias,
-    /// The score, for the choice, of the experts in groups that are not kept: minus infinity, or 0.
-    pub masked: f32,
-    /// Whether the weights of a token's experts are divided by their sum (plus 1e-20).
-    pub normalise: bool,
+    /// Groups of experts, of which some are kept; `None` for one group.
+    pub groups: Option<Groups>,
+    /// Whether the weights of a token's experts are divided by their sum (`norm_topk_prob`).
+    pub renormalise: bool,
     /// Factor of the weights after that.
     pub scaling: f32,
     /// Whether the sum of routed and shared experts goes through a norm (A.X-K1).
     pub norm: bool,
-}
-
-/// What a group of experts is judged by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GroupScore {
-    /// Its best score (DeepSeek-V2).
-    Max,
-    /// The sum of its two best scores.
-    TopTwo,
-}
-
-/// From a router's logits to scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scoring {
-    /// Over all experts.
-    Softmax,
-    /// Each for itself.
-    Sigmoid,
 }
 
 /// Whether a router has a bias.
@@ -174,6 +151,20 @@ pub enum Bias {
     Always,
     /// It may be left out of the checkpoint, which means zeros (A.X-K1).
     Optional,
+}
+
+impl Moe {
+    /// What `moe_route` needs to know.
+    pub fn routing(&self) -> moe_route::Spec {
+        moe_route::Spec {
+            experts: self.experts + self.identity,
+            top_k: self.top_k,
+            scoring: self.scoring,
+            bias: self.bias != Bias::None,
+            groups: self.groups,
+            renormalise: self.renormalise,
+        }
+    }
 }
 
 impl Config {

@@ -3,9 +3,10 @@
 //! Sources: the modeling files of transformers 5.23.0; where the published code of a model and
 //! transformers disagree, the value that brings it up is refused.
 
-use super::config::{Bias, GroupScore, Scoring};
+use super::config::Bias;
 use super::fields::Fields;
 use crate::Result;
+use crate::kernels::moe_route::{Masked, Scoring};
 use crate::num::rope::RopeLayout;
 
 /// What sets a family apart.
@@ -32,16 +33,16 @@ pub struct Family {
 pub struct Routing {
     /// From logits to scores.
     pub scoring: Scoring,
-    /// What a group is judged by.
-    pub group_score: GroupScore,
-    /// The score of experts in groups that are not kept.
-    pub masked: f32,
+    /// A group's score is the sum of so many of its greatest.
+    pub best: u32,
+    /// What becomes of the experts in groups that are not kept.
+    pub masked: Masked,
     /// Whether there is a bias.
     pub bias: Bias,
     /// What `topk_method` may say; the first of two knows no groups.
     pub methods: &'static [&'static str],
     /// Whether `norm_topk_prob` is followed; otherwise weights are not renormalised.
-    pub normalises: bool,
+    pub renormalises: bool,
     /// `first_k_dense_replace` where the file names none.
     pub dense: Option<u32>,
 }
@@ -63,11 +64,11 @@ pub enum Peculiar {
 
 const V3: Routing = Routing {
     scoring: Scoring::Sigmoid,
-    group_score: GroupScore::TopTwo,
-    masked: f32::NEG_INFINITY,
+    best: 2,
+    masked: Masked::Last,
     bias: Bias::Always,
     methods: &["noaux_tc"],
-    normalises: true,
+    renormalises: true,
     dense: None,
 };
 
@@ -89,11 +90,11 @@ pub static FAMILIES: [Family; 8] = [
         layout: Some(RopeLayout::Interleaved),
         routing: Some(Routing {
             scoring: Scoring::Softmax,
-            group_score: GroupScore::Max,
-            masked: 0.0,
+            best: 1,
+            masked: Masked::ZeroScore,
             bias: Bias::None,
             methods: &["greedy", "group_limited_greedy"],
-            normalises: false,
+            renormalises: false,
             dense: None,
         }),
         ..PLAIN
@@ -125,7 +126,13 @@ pub static FAMILIES: [Family; 8] = [
     Family {
         labels: &["mistral4"],
         architecture: "Mistral4ForCausalLM",
-        routing: Some(Routing { scoring: Scoring::Softmax, masked: 0.0, bias: Bias::None, dense: Some(0), ..V3 }),
+        routing: Some(Routing {
+            scoring: Scoring::Softmax,
+            masked: Masked::ZeroChoice,
+            bias: Bias::None,
+            dense: Some(0),
+            ..V3
+        }),
         peculiar: Peculiar::Growth,
         ..PLAIN
     },
@@ -134,7 +141,7 @@ pub static FAMILIES: [Family; 8] = [
         architecture: "LongcatFlashForCausalLM",
         layout: Some(RopeLayout::Interleaved),
         theta: 1e7,
-        routing: Some(Routing { scoring: Scoring::Softmax, normalises: false, ..V3 }),
+        routing: Some(Routing { scoring: Scoring::Softmax, renormalises: false, ..V3 }),
         peculiar: Peculiar::Shortcut,
         ..PLAIN
     },

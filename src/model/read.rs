@@ -1,10 +1,11 @@
 //! A configuration read with its family's row.
 
-use super::config::{Config, GroupScore, Growth, Layer, Mla, Mlp, Moe, Scoring};
+use super::config::{Config, Growth, Layer, Mla, Mlp, Moe};
 use super::families::{self, Family, Peculiar};
 use super::fields::Fields;
 use super::rope::{self, Fixed};
 use crate::Result;
+use crate::kernels::moe_route::{Groups, Scoring};
 use crate::num::rope::RopeLayout;
 
 /// Reads a configuration: finds its row and takes the fields with it.
@@ -218,8 +219,9 @@ fn sparse_layers(fields: &Fields, family: &Family, count: u32) -> Result<Vec<boo
     Ok((0..count).map(|layer| layer >= dense && layer.is_multiple_of(every)).collect())
 }
 
-/// Experts that a layer may have.
-const MOST_EXPERTS: u32 = 1 << 12;
+/// Experts that a layer may have, and a token take: as `moe_route` holds.
+const MOST_EXPERTS: u32 = 1024;
+const MOST_TAKEN: u32 = 16;
 /// Experts in all layers together.
 const MOST_IN_ALL: u32 = 1 << 17;
 
@@ -231,7 +233,7 @@ fn moe(fields: &Fields, family: &Family) -> Result<Moe> {
     let (width, top_k) = if shortcut { ("expert_ffn_hidden_size", "moe_topk") } else { MOE_FIELDS };
     let width = fields.count(width, 1, MOST)?;
     let experts = fields.count("n_routed_experts", 1, MOST_EXPERTS)?;
-    let identity = if shortcut { fields.count("zero_expert_num", 0, MOST_EXPERTS)? } else { 0 };
+    let identity = if shortcut { fields.count("zero_expert_num", 0, MOST_EXPERTS - experts)? } else { 0 };
     let shared = match fields.get("n_shared_experts") {
         None if shortcut || fields.names("n_shared_experts") => 0,
         _ => fields.count("n_shared_experts", 0, 1 << 10)?,
@@ -251,10 +253,10 @@ fn moe(fields: &Fields, family: &Family) -> Result<Moe> {
     if kept_groups > groups {
         return Err(fields.wrong("topk_group", &format!("at most {groups} groups"), &kept_groups.to_string()));
     }
-    if groups > 1 && experts == groups && routing.group_score == GroupScore::TopTwo {
+    if groups > 1 && experts == groups && routing.best == 2 {
         return Err(fields.wrong("n_group", "groups of two experts at least", &groups.to_string()));
     }
-    let normalise = match (routing.normalises, shortcut) {
+    let renormalise = match (routing.renormalises, shortcut) {
         (true, _) => fields.flag("norm_topk_prob")?,
         (false, _) => {
             // transformers does not renormalise here, other code does.
@@ -271,14 +273,16 @@ fn moe(fields: &Fields, family: &Family) -> Result<Moe> {
             .checked_mul(width)
             .filter(|width| *width <= MOST)
             .ok_or_else(|| fields.wrong("n_shared_experts", "a sensible number", &shared.to_string()))?,
-        top_k: fields.count(top_k, 1, available)?,
-        groups,
-        kept_groups,
-        group_score: routing.group_score,
+        top_k: fields.count(top_k, 1, available.min(MOST_TAKEN))?,
         scoring: routing.scoring,
         bias: routing.bias,
-        masked: routing.masked,
-        normalise,
+        groups: (groups > 1).then_some(Groups {
+            count: groups,
+            kept: kept_groups,
+            best: routing.best,
+            masked: routing.masked,
+        }),
+        renormalise,
         scaling: fields.number("routed_scaling_factor")? as f32,
         norm: family.peculiar == Peculiar::MoeNorm,
     })
