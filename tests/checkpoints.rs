@@ -162,7 +162,7 @@ fn a_header_that_lies_is_an_error_that_names_the_tensor() {
 fn an_index_that_does_not_fit_its_shards_is_an_error_that_names_both() {
     let folder = folder("index");
     let [a, b] = two();
-    write(&folder, "one.safetensors", file(&[a.clone()]));
+    write(&folder, "one.safetensors", file(std::slice::from_ref(&a)));
     write(&folder, "both.safetensors", file(&[a, b]));
     for (index, parts) in [
         (
