@@ -1,10 +1,13 @@
-//! Models: what a configuration says, which tensors belong to it.
+//! Models: what a configuration says, which tensors belong to it, and the tensors on a device.
 
 pub mod config;
 pub mod families;
 mod fields;
+pub mod load;
+mod pack;
 mod read;
 pub mod rope;
 pub mod tensors;
 
 pub use config::Config;
+pub use load::Model;

@@ -108,8 +108,8 @@ pub(super) fn read(fields: &Fields, fixed: &Fixed) -> Result<Read> {
         return Err(fields.wrong("rope_theta", "a number above 1", &theta.to_string()));
     }
     for from in [&inner, fields] {
-        if let Some(part) = from.number_or_none("partial_rotary_factor")?
-            && (f64::from(fixed.whole) * part + 1e-6).floor() != f64::from(fixed.width)
+        let part = from.number_or_none("partial_rotary_factor")?;
+        if let Some(part) = part.filter(|part| (f64::from(fixed.whole) * part + 1e-6).floor() != f64::from(fixed.width))
         {
             let right = f64::from(fixed.width) / f64::from(fixed.whole);
             return Err(from.wrong("partial_rotary_factor", &format!("{right}, as the widths say"), &part.to_string()));
@@ -118,9 +118,7 @@ pub(super) fn read(fields: &Fields, fixed: &Fixed) -> Result<Read> {
 
     let kinds = ["default", "linear", "yarn", "longrope"];
     let (kind, old) = (inner.one_of("rope_type", &kinds)?, inner.one_of("type", &kinds)?);
-    if let (Some(kind), Some(old)) = (kind, old)
-        && kind != old
-    {
+    if let Some((kind, old)) = kind.zip(old).filter(|(kind, old)| kind != old) {
         return Err(inner.wrong("type", &format!("'{kind}', as rope_type"), &format!("'{old}'")));
     }
     let kind = kind.or(old).unwrap_or("default");
