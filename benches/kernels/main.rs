@@ -2,6 +2,7 @@
 //! `cargo bench --bench kernels -- add` times one kernel.
 
 use lamina::bench;
+use lamina::check::Prepared;
 use lamina::gpu::{Device, Options};
 use lamina::kernels::{ALL, Set};
 
@@ -15,7 +16,7 @@ macro_rules! benches {
     };
 }
 
-benches![add, embed, mla_absorb, mla_append, mla_combine, mla_prefill, moe_route, rms_norm, rope, swiglu,];
+benches![add, embed, mla_absorb, mla_append, mla_combine, mla_decode, mla_prefill, moe_route, rms_norm, rope, swiglu,];
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -39,9 +40,10 @@ fn time(kernel: &str) {
     let cold = if device.caps().is_software() { 0 } else { COLD };
     let entry = ALL.iter().find(|e| e.name == kernel).expect("the kernel is in the list");
     for case in 0..(entry.cases)(Set::Timed).len() {
-        let make = || (entry.cases)(Set::Timed).swap_remove(case);
-        for variant in (make().variants)(device.caps()) {
-            match bench::time(&device, make(), variant, cold) {
+        let case = (entry.cases)(Set::Timed).swap_remove(case);
+        let prepared = Prepared::new(case).expect("the cpu device has no faults");
+        for variant in (prepared.case().variants)(device.caps()) {
+            match bench::time(&device, &prepared, variant, cold) {
                 Ok(Some(t)) => println!(
                     "{kernel:<16} {variant:<10} {:>10.1} {:>10.1} {:>10.1} {:>8.0} {:>8.2}  {}",
                     t.median.as_secs_f64() * 1e6,

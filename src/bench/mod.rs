@@ -40,9 +40,8 @@ const RUNS: u32 = 40;
 ///
 /// # Errors
 /// [`crate::Error::Driver`] when the check fails: a wrong kernel has no time; and the driver's faults.
-pub fn time(device: &Device, case: AnyCase, variant: &str, cold_bytes: u64) -> Result<Option<Timing>> {
-    let (kernel, name, flops, bytes) = (case.kernel, case.name.clone(), case.flops, case.bytes);
-    let prepared = Prepared::new(case)?;
+pub fn time(device: &Device, prepared: &Prepared, variant: &str, cold_bytes: u64) -> Result<Option<Timing>> {
+    let AnyCase { kernel, name, flops, bytes, .. } = prepared.case();
     let outcome = prepared.run(device, variant)?;
     if !outcome.passed {
         return Err(crate::Error::Driver {
@@ -51,7 +50,7 @@ pub fn time(device: &Device, case: AnyCase, variant: &str, cold_bytes: u64) -> R
             found: format!("NMSE {:e} over {:e} at {}", outcome.nmse, outcome.tolerance, outcome.place),
         });
     }
-    let job = (prepared.case().job)();
+    let job = prepared.job();
     let size: u64 = job.tensors.iter().map(|t| t.data.bytes().len() as u64).sum();
     let copies = cold_bytes.div_ceil(size.max(1)).clamp(1, 64);
     let mut recordings = Vec::new();
@@ -80,7 +79,7 @@ pub fn time(device: &Device, case: AnyCase, variant: &str, cold_bytes: u64) -> R
     Ok(Some(Timing {
         kernel,
         variant: variant.to_string(),
-        case: name,
+        case: name.clone(),
         median: at(0.5),
         p10: at(0.1),
         p90: at(0.9),

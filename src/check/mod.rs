@@ -97,6 +97,11 @@ impl Prepared {
         })
     }
 
+    /// Its inputs and work.
+    pub fn job(&self) -> &AnyJob {
+        &self.job
+    }
+
     /// The case.
     pub fn case(&self) -> &AnyCase {
         &self.case

@@ -13,6 +13,11 @@ impl Inputs {
         Inputs(fastrand::Rng::with_seed(seed))
     }
 
+    /// Any number: the seed of another stream.
+    pub fn any(&mut self) -> u64 {
+        self.0.u64(..)
+    }
+
     /// Below `end`.
     pub fn below(&mut self, end: u32) -> u32 {
         self.0.u32(..end)
@@ -42,6 +47,11 @@ impl Inputs {
     /// FlashMLA's test values: normal / 10, clamped to [-1, 1].
     pub fn flashmla(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| (self.normal() / 10.0).clamp(-1.0, 1.0)).collect()
+    }
+
+    /// `len` values at random places of `table`.
+    pub fn pick<'a>(&'a mut self, table: &'a [f32], len: usize) -> impl Iterator<Item = f32> + 'a {
+        (0..len).map(move |_| table[self.0.usize(..table.len())])
     }
 
     /// Shuffles in place.

@@ -5,7 +5,10 @@
 
 mod batch;
 mod case;
+mod contexts;
 pub mod inputs;
+mod mla_decode_cases;
+mod pairs;
 pub mod plan;
 pub mod up_projection;
 pub mod weights;
@@ -171,6 +174,7 @@ kernels![
     embed::Embed,
     mla_absorb::MlaAbsorb,
     mla_combine::MlaCombine,
+    mla_decode::MlaDecode,
     mla_append::MlaAppend,
     mla_prefill::MlaPrefill,
     moe_route::MoeRoute,

@@ -7,6 +7,7 @@ pub mod embed;
 pub mod mla_absorb;
 pub mod mla_append;
 pub mod mla_combine;
+pub mod mla_decode;
 pub mod mla_prefill;
 pub mod moe_route;
 pub mod rms_norm;

@@ -5,6 +5,7 @@ mod embed;
 mod mla_absorb;
 mod mla_append;
 mod mla_combine;
+mod mla_decode;
 mod mla_prefill;
 mod moe_route;
 mod rms_norm;

@@ -1,0 +1,186 @@
+// Attention of a block of ROWS query rows over a run of tokens of one sequence, by online softmax in
+// base 2: scores against whole records, values from their first R columns. Each record is read from
+// memory once, into a tile, for all rows.
+// The kernel gives `query(row, quad)`, values 4 quad .. 4 quad + 3 of a row of the block, and
+// `end_of(row)`, one past the last token that it sees; and binds `cache`.
+// lib: rows_* (record_of), score_* (score, NOTHING), cache_* (UNITS, stage, quad_of), transpose8_* (transpose8).
+// Constants: ROWS a multiple of 4, TILE tokens a multiple of 4, WORKGROUP, R, W.
+
+const QUADS = W / 4u;                                       // vec4 of a record
+const PAIRS = ROWS / 2u;                                    // of rows
+const LANES = min(WORKGROUP / PAIRS, QUADS + 7u) / 8u * 8u; // that share a record's quads for a pair of rows
+const STEPS = (QUADS + LANES - 1u) / LANES;
+const PIECES = LANES / 8u;                                  // of a product
+const LOADS = (TILE * UNITS + WORKGROUP - 1u) / WORKGROUP;  // units that a lane loads of a tile
+const COLUMNS = R / 4u;                                     // vec4 of a value
+const PASSES = (COLUMNS + WORKGROUP - 1u) / WORKGROUP;
+const COLUMN_LANES = (COLUMNS + PASSES - 1u) / PASSES;      // a lane folds every COLUMN_LANES-th vec4 ...
+const BANDS = min(WORKGROUP / COLUMN_LANES, PAIRS);
+const BAND = (PAIRS + BANDS - 1u) / BANDS;                  // ... of BAND pairs of rows
+const MARGIN = 8.0;                                         // by which scores may pass the kept maximum
+
+var<workgroup> fold_pieces: array<f32, ROWS * TILE * PIECES>; // [ROWS, TILE, PIECES]; at last the totals, [ROWS, 4]
+var<workgroup> fold_weights: array<vec2<f32>, TILE * PAIRS>;  // [TILE, PAIRS]
+var<workgroup> fold_scales: array<vec2<f32>, PAIRS>;          // at last the maxima
+
+var<private> fold_query0: array<vec4<f32>, STEPS>;            // this lane's quads of its pair of rows
+var<private> fold_query1: array<vec4<f32>, STEPS>;
+var<private> fold_next: array<vec4<u32>, LOADS>;              // this lane's units of the next tile
+var<private> fold_maximum: vec2<f32>;                         // of a pair of rows
+var<private> fold_total: vec2<f32>;                           // of their weights of every fourth token
+var<private> folded: array<vec4<f32>, 2u * PASSES * BAND>;    // outputs times totals: [PASSES, BAND] pairs of rows
+
+// Loads a tile's units to registers. What stands behind the end may be no number.
+fn fetch(pages: u32, base: u32, end: u32, lane: u32) {
+  for (var i = 0u; i < LOADS; i++) {
+    let unit = lane + i * WORKGROUP;
+    let token = base + unit / UNITS;
+    var value = vec4<u32>(0u);
+    if (unit < TILE * UNITS && token < end) {
+      value = cache[record_of(pages, token) * UNITS + unit % UNITS];
+    }
+    fold_next[i] = value;
+  }
+}
+
+// The products of a pair of rows with four tokens of the tile, in pieces.
+fn products(part: u32, pair: u32, lane: u32) {
+  var low = vec4<f32>(0.0);
+  var high = vec4<f32>(0.0);
+  for (var i = 0u; i < STEPS; i++) {
+    let quad = min(lane % LANES + i * LANES, QUADS - 1u); // behind the last the query is 0
+    let key0 = quad_of(part, quad);
+    let key1 = quad_of(part + 1u, quad);
+    let key2 = quad_of(part + 2u, quad);
+    let key3 = quad_of(part + 3u, quad);
+    let a = fold_query0[i];
+    let b = fold_query1[i];
+    low += vec4<f32>(dot(a, key0), dot(a, key1), dot(a, key2), dot(a, key3));
+    high += vec4<f32>(dot(b, key0), dot(b, key1), dot(b, key2), dot(b, key3));
+  }
+  let sum = transpose8(low, high, lane);
+  if (lane < PAIRS * LANES) {
+    let row = 2u * pair + lane / 4u % 2u;
+    fold_pieces[(row * TILE + part + lane % 4u) * PIECES + lane % LANES / 8u] = sum;
+  }
+}
+
+// The scores of a pair of rows with a token of the tile.
+fn scores_of(pair: u32, place: u32, token: u32, ends: vec2<u32>) -> vec2<f32> {
+  var sum = vec2<f32>(0.0);
+  let at = (2u * pair * TILE + place) * PIECES;
+  for (var i = 0u; i < PIECES; i++) {
+    sum += vec2<f32>(fold_pieces[at + i], fold_pieces[at + TILE * PIECES + i]);
+  }
+  return vec2<f32>(score(sum.x, token, ends.x), score(sum.y, token, ends.y));
+}
+
+// Lanes [0, 4 PAIRS): four for a pair of rows, which know the same maxima and each weigh every
+// fourth token. The maximum moves only when a score passes it by the margin: few tiles rescale.
+fn softmax(base: u32, ends: vec2<u32>, lane: u32) {
+  let pair = lane / 4u;
+  var largest = vec2<f32>(NOTHING);
+  for (var t = 0u; t < TILE; t++) {
+    largest = max(largest, scores_of(pair, t, base + t, ends));
+  }
+  let moved = largest > fold_maximum + MARGIN;
+  let scale = select(vec2<f32>(1.0), exp2(fold_maximum - largest), moved);
+  fold_maximum = select(fold_maximum, largest, moved);
+  fold_total *= scale;
+  if (lane % 4u == 0u) {
+    fold_scales[pair] = scale;
+  }
+  for (var t = lane % 4u; t < TILE; t += 4u) {
+    let scores = scores_of(pair, t, base + t, ends);
+    let weight = select(vec2<f32>(0.0), exp2(scores - fold_maximum), scores > vec2<f32>(0.5 * NOTHING));
+    fold_total += weight;
+    fold_weights[t * PAIRS + pair] = weight;
+  }
+}
+
+// Adds the tile's values, weighed.
+fn values(band: u32, lane: u32) {
+  for (var i = 0u; i < BAND; i++) {
+    let scale = fold_scales[min(band * BAND + i, PAIRS - 1u)];
+    if (scale.x != 1.0 || scale.y != 1.0) {
+      for (var turn = 0u; turn < PASSES; turn++) {
+        folded[2u * (turn * BAND + i)] *= scale.x;
+        folded[2u * (turn * BAND + i) + 1u] *= scale.y;
+      }
+    }
+  }
+  for (var t = 0u; t < TILE; t++) {
+    for (var turn = 0u; turn < PASSES; turn++) {
+      let value = quad_of(t, min(lane % COLUMN_LANES + turn * COLUMN_LANES, COLUMNS - 1u));
+      for (var i = 0u; i < BAND; i++) {
+        let weight = fold_weights[t * PAIRS + min(band * BAND + i, PAIRS - 1u)];
+        folded[2u * (turn * BAND + i)] += weight.x * value;
+        folded[2u * (turn * BAND + i) + 1u] += weight.y * value;
+      }
+    }
+  }
+}
+
+// Folds tokens [begin, end) of the sequence whose block table starts at `pages`.
+fn fold(pages: u32, begin: u32, end: u32, lane: u32) {
+  let pair = min(lane / LANES, PAIRS - 1u);
+  for (var i = 0u; i < STEPS; i++) {
+    let quad = lane % LANES + i * LANES;
+    fold_query0[i] = vec4<f32>(0.0);
+    fold_query1[i] = vec4<f32>(0.0);
+    if (quad < QUADS) {
+      fold_query0[i] = query(2u * pair, quad);
+      fold_query1[i] = query(2u * pair + 1u, quad);
+    }
+  }
+  let weighed = lane / 4u % PAIRS; // the pair whose softmax this lane shares
+  let ends = vec2<u32>(end_of(2u * weighed), end_of(2u * weighed + 1u));
+  fold_maximum = vec2<f32>(NOTHING);
+  fold_total = vec2<f32>(0.0);
+  for (var i = 0u; i < 2u * PASSES * BAND; i++) {
+    folded[i] = vec4<f32>(0.0);
+  }
+
+  fetch(pages, begin, end, lane);
+  for (var base = begin; base < end; base += TILE) {
+    workgroupBarrier(); // nobody reads the last tile any more
+    for (var i = 0u; i < LOADS; i++) {
+      let unit = lane + i * WORKGROUP;
+      if (unit < TILE * UNITS) {
+        stage(unit / UNITS, unit % UNITS, fold_next[i]);
+      }
+    }
+    workgroupBarrier();
+    fetch(pages, base + TILE, end, lane); // on its way while this tile is folded
+    for (var part = 0u; part < TILE; part += 4u) {
+      products(part, pair, lane);
+    }
+    workgroupBarrier();
+    if (lane < 4u * PAIRS) {
+      softmax(base, ends, lane);
+    }
+    workgroupBarrier();
+    values(lane / COLUMN_LANES, lane);
+  }
+
+  workgroupBarrier(); // nobody reads pieces and scales any more
+  if (lane < 4u * PAIRS) {
+    fold_pieces[8u * weighed + lane % 4u] = fold_total.x;
+    fold_pieces[8u * weighed + 4u + lane % 4u] = fold_total.y;
+    if (lane % 4u == 0u) {
+      fold_scales[weighed] = fold_maximum;
+    }
+  }
+  workgroupBarrier();
+}
+
+// After `fold`: the sum of a row's weights.
+fn total_of(row: u32) -> f32 {
+  return fold_pieces[4u * row] + fold_pieces[4u * row + 1u] + fold_pieces[4u * row + 2u] + fold_pieces[4u * row + 3u];
+}
+
+// After `fold`: a row's log-sum-exp in base 2.
+fn lse_of(row: u32) -> f32 {
+  let total = total_of(row);
+  return select(NOTHING, fold_scales[row / 2u][row % 2u] + log2(max(total, 1e-30)), total > 0.0);
+}

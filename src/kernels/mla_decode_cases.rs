@@ -1,0 +1,268 @@
+//! The cases of `mla_decode`: drawn caches, a plan, the kernel and `mla_combine` behind it, against the
+//! twin over whole contexts.
+
+use std::sync::LazyLock;
+
+use rayon::prelude::*;
+
+use super::contexts::{self, Context, Draw, Drawn};
+use super::inputs::{Inputs, words};
+use super::mla_combine::{self, MlaCombine, NOTHING, Output};
+use super::mla_decode::{Args, MlaDecode, Spec, block_rows};
+use super::pairs::{covering, product};
+use super::plan::{self, Borders, Plan, Target};
+use super::weights::WeightFormat;
+use super::{CacheChunk, Case, Check, Data, Expected, Job, Kernel, Sequence, Set, Tensor, Tensors, Tolerance};
+use crate::gpu::{Caps, Recording};
+use crate::num::record::RecordFormat;
+use crate::reference;
+
+/// The parameters of the cases, the cheapest value of each first.
+const HEADS: [u32; 11] = [1, 3, 9, 12, 16, 20, 40, 63, 64, 126, 128];
+const WIDTHS: [(u32, u32); 6] = [(32, 8), (48, 16), (256, 32), (256, 64), (512, 0), (512, 64)];
+const CONTEXTS: [u32; 8] = [1, 2, 63, 64, 65, 1000, 4096, 70_000];
+const TOKENS: [u32; 4] = [1, 2, 4, 8];
+const PAGES: [u32; 2] = [64, 16];
+/// What else is in the batch: nothing, or sequences of other lengths.
+const BATCHES: [&[(u32, u32)]; 2] = [&[], &[(76, 1), (12, 0), (0, 3), (129, 2)]];
+const SIZES: [usize; 6] = [HEADS.len(), WIDTHS.len(), CONTEXTS.len(), TOKENS.len(), PAGES.len(), BATCHES.len()];
+
+/// The dearest case of [`Set::Pairs`], floating-point operations.
+const MOST: f64 = 0.16e9;
+/// Rows that the twin checks of a case that costs more than this.
+const SAMPLED: usize = 32;
+const CHEAP: f64 = 2e7;
+/// The largest chunk of a cache: software drivers bind no more than 128 MiB.
+const CHUNK_BYTES: usize = 120 << 20;
+const CHUNKS: [&str; 4] = ["cache 0", "cache 1", "cache 2", "cache 3"];
+
+/// The cases of a set.
+pub(super) fn cases(set: Set) -> Vec<Case<MlaDecode>> {
+    static PAIRS: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| covering(&SIZES, |c| Shape::of(0, c).flops(), MOST));
+    let all = |picked: &[Vec<usize>]| picked.iter().enumerate().map(|(i, c)| Shape::of(i, c).case()).collect();
+    match set {
+        Set::Timed => Shape::timed().map(Shape::case).into(),
+        Set::Pairs => all(&PAIRS),
+        Set::Full => all(&product(&SIZES)),
+    }
+}
+
+/// A case.
+#[derive(Clone)]
+struct Shape {
+    heads: u32,
+    context: Context,
+    /// Workgroups that the plan is to give.
+    workgroups: u32,
+}
+
+impl Shape {
+    /// The case of a combination. Formats, draws, chunks and splits, which are independent of the rest,
+    /// take turns.
+    fn of(index: usize, combination: &[usize]) -> Shape {
+        let [heads, widths, context, tokens, page, batch] = combination else { panic!("six parameters") };
+        let tokens = TOKENS[*tokens];
+        let mut sequences = vec![(CONTEXTS[*context].max(tokens) - tokens, tokens)];
+        sequences.extend(BATCHES[*batch]);
+        let format = [RecordFormat::F16, RecordFormat::Fp8, RecordFormat::F32][index % 3];
+        let context = Context {
+            widths: WIDTHS[*widths],
+            format,
+            page: PAGES[*page],
+            sequences,
+            chunks: 1 + (index as u32 / 3 + index as u32) % 3,
+            draw: Draw::ALL[index % Draw::ALL.len()],
+        };
+        Shape { heads: HEADS[*heads], context, workgroups: [3, 40, 264][index / 2 % 3] }
+    }
+
+    /// What benchmarks ask for: FlashMLA's shapes, alone and in a batch of 128.
+    fn timed() -> [Shape; 9] {
+        let shape = |batch: usize, length: u32, heads| Shape {
+            heads,
+            context: Context {
+                widths: (512, 64),
+                format: RecordFormat::F16,
+                page: 64,
+                sequences: vec![(length - 1, 1); batch],
+                chunks: 1,
+                draw: Draw::Even,
+            },
+            workgroups: 264,
+        };
+        [
+            shape(1, 4096, 16),
+            shape(1, 32_768, 16),
+            shape(1, 131_072, 16),
+            shape(1, 32_768, 128),
+            shape(128, 4096, 16),
+            shape(128, 4096, 20),
+            shape(128, 4096, 40),
+            shape(128, 4096, 64),
+            shape(128, 4096, 128),
+        ]
+    }
+
+    fn flops(&self) -> f64 {
+        let (r, p) = self.context.widths;
+        2.0 * f64::from(self.heads) * f64::from(2 * r + p) * self.context.visible()
+    }
+
+    fn most_tokens(&self) -> u32 {
+        self.context.sequences.iter().map(|(_, tokens)| *tokens).max().expect("a sequence")
+    }
+
+    fn spec(&self) -> Spec {
+        let (latent, rope) = self.context.widths;
+        Spec { latent, rope, format: self.context.format, rows: self.heads * self.most_tokens() }
+    }
+
+    fn plan(&self, batch: &mut [Sequence], table: &[u32], chunk_pages: u32) -> Plan {
+        let target = Target {
+            page: self.context.page,
+            chunk_pages,
+            heads: self.heads,
+            rows: block_rows(self.spec().rows),
+            workgroups: self.workgroups,
+            partials: u32::MAX,
+            borders: Borders::Balanced,
+        };
+        plan::plan(batch, table, &target).expect("a case's pages lie in few runs")
+    }
+
+    fn case(mut self) -> Case<MlaDecode> {
+        let Shape { heads, context, workgroups } = &mut self;
+        let bytes = context.tokens() as usize * context.record();
+        context.chunks = context.chunks.max(bytes.div_ceil(CHUNK_BYTES) as u32).min(CHUNKS.len() as u32);
+        let Context { widths: (r, p), format, page, sequences, chunks, draw } = context;
+        let few = &sequences[..sequences.len().min(6)];
+        let name = format!(
+            "{heads} heads of {r}+{p}, {} sequences, (position, tokens) {few:?}, page {page}, {format:?}, {draw:?}, \
+             {chunks} chunks, plan for {workgroups}",
+            sequences.len(),
+        );
+        let flops = self.flops();
+        Case::new(name, self.spec(), flops, move || self.job()).moving(bytes as f64)
+    }
+
+    fn job(&self) -> Job<MlaDecode> {
+        let (r, heads) = (self.context.widths.0 as usize, self.heads as usize);
+        let mut inputs = Inputs::seed(u64::from(self.heads * 31 + self.context.page) + r as u64 * 1009);
+        let table = contexts::table(&mut inputs);
+        let Drawn { plan, batch, rows, table: block_table, chunk_pages, caches } =
+            self.context.draw(&mut inputs, &table, |batch, table, pages| self.plan(batch, table, pages));
+        let count = rows.len() * heads;
+        let queries: Vec<f32> = (0..count).flat_map(|_| self.context.query(&mut inputs, &table)).collect();
+        // Of a row's products; and the sums over a context, rounded once a term.
+        let rounding = (2.4e-7 * self.context.draw.magnitude()).powi(2);
+        let tolerance = Tolerance::nmse(Tolerance::f32(4096).nmse + rounding);
+        // An output that cancels, of an even softmax, and a log-sum-exp may be small beside its error.
+        let lse = Tolerance::nmse(1e-7);
+        let mut tensors = vec![
+            Tensor::input("batch", words(&batch)),
+            Tensor::input("rows", words(&rows)),
+            Tensor::input("splits", words(&plan.splits)),
+            Tensor::input("block_table", Data::U32(block_table)),
+            Tensor::input("queries", Data::F32(queries)),
+            Tensor::scratch("partials", plan.partials as usize * heads * (r + 4)),
+            Tensor::output("output", Data::poison(count * r), Check::rows(r, tolerance)),
+            Tensor::output("lse", Data::poison(count), Check::rows(1, lse)),
+        ];
+        tensors.extend(CHUNKS.iter().zip(caches).map(|(name, bytes)| Tensor::input(name, Data::U8(bytes))));
+        let (case, of) = (self.clone(), self.clone());
+        let record = move |kernel: &MlaDecode, t: &Tensors, recording: &mut Recording| {
+            case.record(kernel, &plan, chunk_pages, t, recording);
+        };
+        Job::new(tensors, record).expecting(move |tensors| of.expected(&batch, chunk_pages, tensors))
+    }
+
+    fn record(&self, kernel: &MlaDecode, plan: &Plan, chunk_pages: u32, t: &Tensors, recording: &mut Recording) {
+        let chunk = |(i, name): (u32, &&'static str)| CacheChunk {
+            first_page: i * chunk_pages,
+            pages: chunk_pages,
+            view: t.get(name),
+        };
+        let cache: Vec<CacheChunk> = (0..).zip(&CHUNKS[..self.context.chunks as usize]).map(chunk).collect();
+        let (batch, partials) = (t.get("batch"), t.get("partials"));
+        let args = Args {
+            batch: batch.clone(),
+            splits: t.get("splits"),
+            block_table: t.get("block_table"),
+            queries: t.get("queries"),
+            cache: &cache,
+            partials: partials.clone(),
+            plan,
+            heads: self.heads,
+            most_tokens: self.most_tokens(),
+            page: self.context.page,
+        };
+        kernel.record(recording, &args);
+        let tokens = self.context.sequences.iter().map(|(_, tokens)| tokens).sum();
+        let latent = self.context.widths.0;
+        let format = WeightFormat::F32;
+        let spec = mla_combine::Spec { latent, nope: 8, value: 8, format, output: Output::Latent, tokens };
+        let portable = MlaCombine::variants(&spec, &Caps::portable()).remove(0);
+        let args = mla_combine::Args {
+            batch,
+            rows: t.get("rows"),
+            partials,
+            kv_b: &[],
+            output: t.get("output"),
+            lse: t.get("lse"),
+            tokens,
+            heads: self.heads,
+        };
+        MlaCombine::new(&spec, &portable.tuning).record(recording, &args);
+    }
+
+    /// The twin over whole contexts: all rows of a cheap case, a sample of a dear one.
+    fn expected(&self, batch: &[Sequence], chunk_pages: u32, tensors: &[Tensor]) -> Vec<Expected> {
+        let (r, width, heads) = (self.context.widths.0 as usize, self.context.width() as usize, self.heads as usize);
+        let values = r + self.context.widths.1 as usize;
+        let tensor = |name: &str| &tensors.iter().find(|t| t.name == name).expect("the case has it").data;
+        let (Data::F32(queries), Data::U32(table)) = (tensor("queries"), tensor("block_table")) else {
+            panic!("job made them so")
+        };
+        let caches: Vec<&[u8]> = CHUNKS[..self.context.chunks as usize].iter().map(|c| tensor(c).bytes()).collect();
+        // Rows by sequence, so that its records are decoded once.
+        let count = batch.iter().map(|s| s.tokens as usize).sum::<usize>() * heads;
+        let step = if self.flops() > CHEAP { count.div_ceil(SAMPLED).max(1) } else { 1 };
+        let row = |sequence: &Sequence, records: &[f32], i: usize| {
+            let row = sequence.first_row as usize * heads + i;
+            let seen = records.chunks_exact(values).take((sequence.position as usize) + i / heads + 1);
+            let (output, lse) = reference::mla_decode::attend(&queries[row * width..][..values], seen, r);
+            (row, output, (lse * std::f64::consts::LN_2).max(f64::from(NOTHING)))
+        };
+        let mut found = Vec::new();
+        for sequence in batch {
+            let first = sequence.first_row as usize * heads;
+            let sampled: Vec<usize> =
+                (0..sequence.tokens as usize * heads).filter(|i| ((first + i) * 7).is_multiple_of(step)).collect();
+            if !sampled.is_empty() {
+                let length = sequence.position + sequence.tokens;
+                let records = self.context.records(&caches, chunk_pages, &table[sequence.pages as usize..], length);
+                found.par_extend(sampled.into_par_iter().map(|i| row(sequence, &records, i)));
+            }
+        }
+        let lse = found.iter().map(|(row, _, lse)| (*row, vec![*lse])).collect();
+        let output = found.into_iter().map(|(row, output, _)| (row, output)).collect();
+        vec![Expected { tensor: "output", rows: output }, Expected { tensor: "lse", rows: lse }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cases_cover_every_pair_and_stay_affordable() {
+        let cases = cases(Set::Pairs);
+        let flops: f64 = cases.iter().map(|case| case.flops).sum();
+        assert!(cases.len() >= 60, "{} cases", cases.len());
+        assert!(flops < 2.5e9, "{} cases, {flops:e} FLOP: CPU drivers do 0.3e9 a second", cases.len());
+        for draw in Draw::ALL {
+            assert!(cases.iter().any(|case| case.name.contains(&format!("{draw:?}"))), "{draw:?}");
+        }
+        assert!(cases.iter().any(|case| case.name.contains("(69999, 1)") && case.name.starts_with("3 heads")));
+    }
+}
