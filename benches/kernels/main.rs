@@ -16,7 +16,21 @@ macro_rules! benches {
     };
 }
 
-benches![add, embed, mla_absorb, mla_append, mla_combine, mla_decode, mla_prefill, moe_route, rms_norm, rope, swiglu,];
+benches![
+    add,
+    embed,
+    gemm,
+    gemv,
+    mla_absorb,
+    mla_append,
+    mla_combine,
+    mla_decode,
+    mla_prefill,
+    moe_route,
+    rms_norm,
+    rope,
+    swiglu,
+];
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();

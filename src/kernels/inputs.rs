@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::Data;
+use super::{Check, Data, Tolerance};
 
 /// A seeded stream of numbers.
 pub struct Inputs(fastrand::Rng);
@@ -69,6 +69,33 @@ pub fn strided(values: &[f32], columns: usize, stride: usize) -> Vec<f32> {
         out.resize(out.len() + stride - columns, f32::NAN);
     }
     out
+}
+
+/// What stands in the rest of a row: it shows when read into a sum and when written over.
+const NEIGHBOUR: f32 = 1e30;
+
+/// Rows of `length` values at (stride, offset); neighbours around them, NaN where only padding is.
+pub fn placed(values: &[f32], length: usize, (stride, offset): (usize, usize)) -> Vec<f32> {
+    if stride == length.next_multiple_of(4) {
+        return strided(values, length, stride);
+    }
+    let mut out = vec![NEIGHBOUR; values.len() / length * stride];
+    for (row, values) in out.chunks_exact_mut(stride).zip(values.chunks_exact(length)) {
+        row[offset..offset + length].copy_from_slice(values);
+    }
+    out
+}
+
+/// The part of [`placed`] rows within its tolerance, and its neighbours unchanged.
+pub fn checks(length: usize, (stride, offset): (usize, usize), tolerance: Tolerance) -> Vec<Check> {
+    let part = |first, columns, tolerance| Check { stride, first, columns, tolerance };
+    let mut checks = vec![part(offset, length, tolerance)];
+    if stride != length.next_multiple_of(4) {
+        checks.push(part(0, offset, Tolerance::EXACT));
+        checks.push(part(offset + length, stride - offset - length, Tolerance::EXACT));
+    }
+    checks.retain(|c| c.columns > 0);
+    checks
 }
 
 /// Structs as the words that a kernel reads.

@@ -7,6 +7,8 @@ mod batch;
 mod case;
 mod contexts;
 pub mod inputs;
+pub mod linear;
+mod linear_case;
 mod mla_decode_cases;
 mod pairs;
 pub mod plan;
@@ -172,6 +174,8 @@ macro_rules! kernels {
 kernels![
     add::Add,
     embed::Embed,
+    gemm::Gemm,
+    gemv::Gemv,
     mla_absorb::MlaAbsorb,
     mla_combine::MlaCombine,
     mla_decode::MlaDecode,

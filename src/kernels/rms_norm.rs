@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::inputs::{Inputs, strided};
-use super::{Case, Check, Choice, Data, Field, Job, Kernel, Set, Tensor, Tolerance, Variant};
+use super::inputs::{Inputs, checks, placed, strided};
+use super::{Case, Choice, Data, Field, Job, Kernel, Set, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Host, Recording, Shader, Source, View, grid_1d};
 use crate::{reference, wgsl};
 
@@ -198,11 +198,11 @@ impl Shape {
         let poison = vec![f32::NAN; rows * length];
         let mut tensors = vec![
             Tensor::input("weight", Data::F32(weight)),
-            Tensor::checked("y", Data::F32(placed(&poison, length, y)), checks(length, length, y)),
+            Tensor::checked("y", Data::F32(placed(&poison, length, y)), checks(length, y, Tolerance::f32(length))),
         ];
         let xs = Data::F32(placed(&inputs.normals(rows * length, magnitude), length, x));
         if branch {
-            tensors.push(Tensor::checked("x", xs, checks(1, length, x)));
+            tensors.push(Tensor::checked("x", xs, checks(length, x, Tolerance::f32(1))));
             tensors.push(Tensor::input("branch", Data::F32(branches)));
         } else {
             tensors.push(Tensor::input("x", xs));
@@ -223,31 +223,4 @@ impl Shape {
             kernel.record(recording, params, t.get("x"), added, t.get("weight"), t.get("y"));
         })
     }
-}
-
-/// What stands in the rest of a row: it shows when read into a sum and when written over.
-const NEIGHBOUR: f32 = 1e30;
-
-/// Rows of `length` values at (stride, offset); neighbours around them, NaN where only padding is.
-fn placed(values: &[f32], length: usize, (stride, offset): (usize, usize)) -> Vec<f32> {
-    if stride == length.next_multiple_of(4) {
-        return strided(values, length, stride);
-    }
-    let mut out = vec![NEIGHBOUR; values.len() / length * stride];
-    for (row, values) in out.chunks_exact_mut(stride).zip(values.chunks_exact(length)) {
-        row[offset..offset + length].copy_from_slice(values);
-    }
-    out
-}
-
-/// The part within its tolerance, and its neighbours unchanged.
-fn checks(terms: usize, length: usize, (stride, offset): (usize, usize)) -> Vec<Check> {
-    let part = |first, columns, tolerance| Check { stride, first, columns, tolerance };
-    let mut checks = vec![part(offset, length, Tolerance::f32(terms))];
-    if stride != length.next_multiple_of(4) {
-        checks.push(part(0, offset, Tolerance::EXACT));
-        checks.push(part(offset + length, stride - offset - length, Tolerance::EXACT));
-    }
-    checks.retain(|c| c.columns > 0);
-    checks
 }

@@ -47,6 +47,15 @@ impl WeightFormat {
         }
     }
 
+    /// The module that reads and decodes parts of a row, for products.
+    pub(super) fn module(self) -> Source {
+        match self {
+            WeightFormat::F16 => wgsl!("lib/weights_f16"),
+            WeightFormat::Bf16 => wgsl!("lib/weights_bf16"),
+            WeightFormat::F32 => wgsl!("lib/weights_f32"),
+        }
+    }
+
     /// The module that reads four values.
     pub(super) fn unpack4(self) -> Source {
         match self {

@@ -4,6 +4,8 @@
 
 pub mod add;
 pub mod embed;
+pub mod gemm;
+pub mod gemv;
 pub mod mla_absorb;
 pub mod mla_append;
 pub mod mla_combine;

@@ -2,6 +2,8 @@
 
 mod add;
 mod embed;
+mod gemm;
+mod gemv;
 mod mla_absorb;
 mod mla_append;
 mod mla_combine;

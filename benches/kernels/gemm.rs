@@ -1,0 +1,5 @@
+//! Times `gemm` on the chosen adapter.
+
+pub fn run() {
+    crate::time("gemm");
+}

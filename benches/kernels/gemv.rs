@@ -1,0 +1,5 @@
+//! Times `gemv` on the chosen adapter.
+
+pub fn run() {
+    crate::time("gemv");
+}

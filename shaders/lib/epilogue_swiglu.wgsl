@@ -1,0 +1,8 @@
+// What becomes of a product's rows: gates (even rows) and ups (odd rows) are joined.
+// lib: activation_* (activation).
+
+const EPILOGUE_ROWS = 2u; // rows that make an output
+
+fn epilogue(rows: array<f32, EPILOGUE_ROWS>) -> f32 {
+  return activation(vec4<f32>(rows[0])).x * rows[1];
+}

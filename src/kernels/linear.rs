@@ -1,0 +1,303 @@
+//! Products with weight matrices: what `gemv` and `gemm` have in common, and the choice between them.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use rayon::prelude::*;
+
+use super::Kernel;
+use super::gemm::{self, Gemm};
+use super::gemv::{self, Gemv};
+use super::weights::{WeightFormat, Weights};
+use crate::gpu::{Caps, Grid, Host, Recording, Shader, ShaderBuilder, View, grid_1d};
+use crate::{reference, wgsl};
+
+crate::params! {
+    /// Sizes of a call for one chunk of a matrix. Strides and offsets are in elements.
+    pub struct Params {
+        /// Rows of the chunk.
+        pub rows: u32,
+        /// Values of a row, any number.
+        pub columns: u32,
+        /// Blocks from one row to the next.
+        pub blocks: u32,
+        /// The chunk's first row in the matrix.
+        pub first_row: u32,
+        /// Tokens.
+        pub tokens: u32,
+        /// From one token's `x` to the next, a multiple of 4.
+        pub x_stride: u32,
+        /// Where `x` starts in a token's, a multiple of 4.
+        pub x_offset: u32,
+        /// From one token's `y` to the next.
+        pub y_stride: u32,
+        /// Where `y` starts in a token's.
+        pub y_offset: u32,
+    }
+}
+
+/// What becomes of the rows of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Each is an output.
+    Store,
+    /// `silu(gate) * up`: row 2i of the matrix is a gate, row 2i + 1 its up, which gives output i.
+    /// The matrix's chunks are cut at even rows (`group` of [`Weights::upload`]).
+    Swiglu,
+}
+
+impl Epilogue {
+    /// Every epilogue.
+    pub const ALL: [Epilogue; 2] = [Epilogue::Store, Epilogue::Swiglu];
+
+    /// Rows that make one output.
+    pub fn rows(self) -> usize {
+        if self == Epilogue::Swiglu { 2 } else { 1 }
+    }
+
+    /// Adds its modules to a kernel's.
+    pub(super) fn add_to(self, shader: ShaderBuilder) -> ShaderBuilder {
+        match self {
+            Epilogue::Store => shader.module(wgsl!("lib/epilogue_store")),
+            Epilogue::Swiglu => shader.module(wgsl!("lib/activation_silu")).module(wgsl!("lib/epilogue_swiglu")),
+        }
+    }
+}
+
+/// Rows of f32, one a token, or the same part of each row.
+#[derive(Clone, Debug)]
+pub struct Activations {
+    /// `[tokens, stride]` f32.
+    pub view: View,
+    /// Elements from one row to the next, a multiple of 4.
+    pub stride: u32,
+    /// Where the part starts in a row, a multiple of 4.
+    pub offset: u32,
+}
+
+impl Activations {
+    /// Whole rows of `length` elements, rounded up to 4.
+    pub fn rows(view: View, length: u32) -> Activations {
+        Activations { view, stride: length.next_multiple_of(4), offset: 0 }
+    }
+
+    /// # Panics
+    /// When `length` elements of each of `tokens` rows do not fit.
+    fn check(&self, name: &str, tokens: u32, length: usize) {
+        let Activations { view, stride, offset } = self;
+        let fits = stride.is_multiple_of(4) && offset.is_multiple_of(4);
+        assert!(fits, "{name}: stride {stride} and offset {offset} must be multiples of 4");
+        let end = *offset as usize + length.next_multiple_of(4);
+        assert!(*stride as usize >= end || tokens <= 1, "{name}: {length} elements from {offset} of rows of {stride}");
+        let bytes = 4 * (u64::from(tokens.saturating_sub(1)) * u64::from(*stride) + end as u64);
+        assert!(view.size() >= bytes, "{name}: {tokens} rows take {bytes} bytes, not {}", view.size());
+    }
+}
+
+/// `y = epilogue(W x)` for some tokens.
+pub struct Product<'a> {
+    /// W.
+    pub weights: &'a Weights,
+    /// `W.columns` elements a token. What stands behind them is not read into a sum.
+    pub x: &'a Activations,
+    /// `W.rows / epilogue.rows()` elements a token, of another buffer. What stands behind them stays.
+    pub y: &'a Activations,
+    /// Tokens, any number.
+    pub tokens: u32,
+}
+
+/// A kernel's part in recording a [`Product`].
+pub(super) struct Method<'a> {
+    pub shader: &'a Arc<Shader>,
+    pub format: WeightFormat,
+    pub epilogue: Epilogue,
+    /// Rows and tokens of a workgroup.
+    pub block: (u32, u32),
+    /// The twin: a row's products with all tokens.
+    pub twin: fn(&[f32], &[&[f32]]) -> Vec<f64>,
+}
+
+impl Method<'_> {
+    /// A dispatch for each chunk.
+    ///
+    /// # Panics
+    /// When the matrix does not fit the kernel's spec, or the activations do not fit the matrix.
+    pub fn record(&self, recording: &mut Recording, product: &Product) {
+        let Product { weights, x, y, tokens } = *product;
+        let kernel = self.shader.kernel;
+        let (format, epilogue) = (self.format, self.epilogue);
+        assert!(weights.format == format, "{kernel} for {format:?} got a matrix of {:?}", weights.format);
+        x.check("x", tokens, weights.columns);
+        y.check("y", tokens, weights.rows / epilogue.rows());
+        let row_bytes = format.row_bytes(weights.columns);
+        for chunk in &weights.chunks {
+            let even = chunk.rows.is_multiple_of(epilogue.rows()) && chunk.first_row.is_multiple_of(epilogue.rows());
+            assert!(
+                even,
+                "{kernel}: {epilogue:?} needs chunks cut at even rows, not {} from {}",
+                chunk.rows, chunk.first_row
+            );
+            let size = chunk.view.size();
+            assert!(
+                size >= (chunk.rows * row_bytes) as u64,
+                "{kernel}: a chunk of {} rows has {size} bytes",
+                chunk.rows
+            );
+            let params = Params {
+                rows: chunk.rows as u32,
+                columns: weights.columns as u32,
+                blocks: (row_bytes / format.block_bytes()) as u32,
+                first_row: chunk.first_row as u32,
+                tokens,
+                x_stride: x.stride,
+                x_offset: x.offset,
+                y_stride: y.stride,
+                y_offset: y.offset,
+            };
+            let bindings = vec![("weights", chunk.view.clone()), ("x", x.view.clone()), ("y", y.view.clone())];
+            let products = self.twin;
+            let twin = move |host: &Host| twin(params, format, epilogue, products, host);
+            let blocks = tokens.div_ceil(self.block.1);
+            let grid = match grid_1d(params.rows.div_ceil(self.block.0)) {
+                Grid::Direct([x, y, _]) => Grid::Direct([blocks, x, y]),
+                indirect => indirect,
+            };
+            recording.call(self.shader, bindings, bytemuck::bytes_of(&params), grid, twin);
+        }
+    }
+}
+
+fn twin(
+    params: Params,
+    format: WeightFormat,
+    epilogue: Epilogue,
+    products: fn(&[f32], &[&[f32]]) -> Vec<f64>,
+    host: &Host,
+) {
+    let (weights, x) = (host.get::<u8>("weights"), host.get::<f32>("x"));
+    let columns = params.columns as usize;
+    let at = |token: u32| (token * params.x_stride + params.x_offset) as usize;
+    let tokens: Vec<&[f32]> = (0..params.tokens).map(|t| &x[at(t)..at(t) + columns]).collect();
+    let rows = weights.par_chunks_exact(format.row_bytes(columns)).take(params.rows as usize);
+    let rows: Vec<Vec<f64>> = rows.map(|row| products(&format.decode(row)[..columns], &tokens)).collect();
+    for token in 0..params.tokens {
+        let values: Vec<f32> = rows.iter().map(|row| row[token as usize] as f32).collect();
+        let outputs = match epilogue {
+            Epilogue::Store => values,
+            Epilogue::Swiglu => {
+                let every_second = |from: usize| values.iter().skip(from).step_by(2).copied().collect::<Vec<f32>>();
+                reference::swiglu::swiglu(&every_second(0), &every_second(1))
+            }
+        };
+        let first = params.first_row as usize / epilogue.rows();
+        host.set("y", (token * params.y_stride + params.y_offset) as usize + first, &outputs);
+    }
+}
+
+/// From how many tokens on `gemm` is taken: a Tuning of the device.
+#[derive(Clone, Debug)]
+pub struct Crossover {
+    /// The least number of tokens for `gemm`.
+    pub gemm_from: u32,
+    /// The reason.
+    pub why: &'static str,
+}
+
+impl Crossover {
+    /// The one of a device. `gemv` reads the matrix again for every 8 tokens, but from the cache.
+    pub fn of(caps: &Caps) -> Crossover {
+        match caps.is_software() {
+            true => Crossover { gemm_from: 9, why: "a software driver: reads of the tile cost as much as sums" },
+            false => Crossover { gemm_from: 33, why: "fewer tokens leave most of a tile's sums unused" },
+        }
+    }
+}
+
+impl fmt::Display for Crossover {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "gemv below {} tokens, gemm from there on: {}", self.gemm_from, self.why)
+    }
+}
+
+/// Products with matrices of any format on one device: `gemv` or `gemm`, each made once for a format,
+/// an epilogue and a class of token counts.
+pub struct Linear {
+    caps: Caps,
+    crossover: Crossover,
+    gemv: Vec<OnceLock<Gemv>>,
+    gemm: Vec<OnceLock<Gemm>>,
+}
+
+impl Linear {
+    /// For a device. Makes nothing yet.
+    pub fn new(caps: &Caps) -> Linear {
+        let slots = WeightFormat::ALL.len() * Epilogue::ALL.len();
+        Linear {
+            caps: caps.clone(),
+            crossover: Crossover::of(caps),
+            gemv: (0..slots * gemv::TOKENS.len()).map(|_| OnceLock::new()).collect(),
+            gemm: (0..slots * gemm::TOKENS.len()).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    /// Where `gemm` takes over, for `lamina info`.
+    pub fn crossover(&self) -> &Crossover {
+        &self.crossover
+    }
+
+    /// Adds a product: a dispatch for each chunk of the matrix.
+    ///
+    /// # Panics
+    /// When the activations do not fit the matrix, or its rows the epilogue.
+    pub fn record(&self, recording: &mut Recording, epilogue: Epilogue, product: &Product) {
+        let (format, tokens) = (product.weights.format, product.tokens);
+        let of = format as usize * Epilogue::ALL.len() + epilogue as usize;
+        let class = |classes: &[u32]| classes.iter().position(|c| tokens <= *c).unwrap_or(classes.len() - 1);
+        if tokens < self.crossover.gemm_from {
+            let class = class(&gemv::TOKENS);
+            let spec = gemv::Spec { format, epilogue, tokens: gemv::TOKENS[class] };
+            let made = self.gemv[of * gemv::TOKENS.len() + class]
+                .get_or_init(|| Gemv::new(&spec, &Gemv::tuning(&spec, &self.caps).variant.tuning));
+            made.record(recording, product);
+        } else {
+            let class = class(&gemm::TOKENS);
+            let spec = gemm::Spec { format, epilogue, tokens: gemm::TOKENS[class] };
+            let made = self.gemm[of * gemm::TOKENS.len() + class]
+                .get_or_init(|| Gemm::new(&spec, &Gemm::tuning(&spec, &self.caps).variant.tuning));
+            made.record(recording, product);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Device, Options};
+    use crate::kernels::weights::pack;
+
+    #[test]
+    fn few_tokens_go_to_gemv_and_many_to_gemm_and_shaders_are_made_once() {
+        let device = Device::cpu(&Options::default());
+        let values: Vec<f32> = (0..6 * 5).map(|v| v as f32).collect();
+        let bytes = pack(&values, 6, 5, WeightFormat::F16);
+        let weights = Weights::upload(&device, &bytes, (6, 5), WeightFormat::F16, 2, "w").unwrap();
+        let x = Activations::rows(device.upload(&[1.0f32; 8 * 64], "x").unwrap().view(), 5);
+        let y = Activations::rows(device.upload(&[f32::NAN; 8 * 64], "y").unwrap().view(), 6);
+        let linear = Linear::new(device.caps());
+        let mut recording = Recording::new();
+        let from = linear.crossover().gemm_from;
+        for tokens in [1, 3, 4, from - 1, from, 64, 64] {
+            linear.record(&mut recording, Epilogue::Store, &Product { weights: &weights, x: &x, y: &y, tokens });
+        }
+        let kernels: Vec<_> = recording.calls().iter().map(|call| call.shader.kernel).collect();
+        assert_eq!(kernels, ["gemv", "gemv", "gemv", "gemv", "gemm", "gemm", "gemm"]);
+        let shader = |i: usize| &recording.calls()[i].shader;
+        assert!(Arc::ptr_eq(shader(1), shader(2)), "3 and 4 tokens are one class");
+        assert!(Arc::ptr_eq(shader(5), shader(6)));
+        assert!(!Arc::ptr_eq(shader(0), shader(1)), "one token has a shader of its own");
+        device.submit(&recording).unwrap();
+        let found = pollster::block_on(device.read(&[y.view])).unwrap();
+        let row: Vec<f32> = bytemuck::pod_collect_to_vec(&found[0][63 * 32..][..24]);
+        assert_eq!(row, [10.0, 35.0, 60.0, 85.0, 110.0, 135.0]);
+    }
+}
