@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::linear::{Epilogue, Method, Params, Product};
+use super::linear::{Crossover, Epilogue, Method, Params, Product};
 use super::linear_case::Shape;
 use super::weights::WeightFormat;
 use super::{Case, Choice, Field, Kernel, Set, Variant};
@@ -64,7 +64,9 @@ impl Kernel for Gemm {
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
         let variant = Self::variants(spec, caps).remove(0);
         let Tuning { tile, lane } = &variant.tuning;
-        let why = format!("tiles of {} rows x {} tokens, {} x {} an invocation", tile.0, tile.1, lane.0, lane.1);
+        let Crossover { gemm_from, why } = Crossover::of(caps);
+        let tiles = format!("tiles of {} rows x {} tokens, {} x {} an invocation", tile.0, tile.1, lane.0, lane.1);
+        let why = format!("{tiles}; from {gemm_from} tokens on, since {why}");
         Choice { variant, why }
     }
 

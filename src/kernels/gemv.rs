@@ -113,9 +113,13 @@ impl Kernel for Gemv {
             })
         };
         if set == Set::Timed {
-            let shapes = [(7168, 18_432), (2048, 10_944), (102_400, 2048), (2112, 7168), (576, 2048)];
-            let each = |(rows, columns)| [1, 4, 8, 32].map(|tokens| Shape::new(rows, columns, tokens));
-            return shapes.into_iter().flat_map(each).map(make).collect();
+            // 32 tokens, to find where gemm takes over.
+            let large = [(7168, 18_432), (102_400, 2048)].map(|matrix| (matrix, &[1, 4][..]));
+            let small = [(2048, 10_944), (2112, 7168), (576, 2048)].map(|matrix| (matrix, &[1, 4, 8, 32][..]));
+            let each = |((rows, columns), tokens): ((usize, usize), &'static [usize])| {
+                tokens.iter().map(move |tokens| make(Shape::new(rows, columns, *tokens)))
+            };
+            return large.into_iter().chain(small).flat_map(each).collect();
         }
         // Each spec is a pipeline, and software drivers take a second for one: not every format meets
         // every number of tokens.

@@ -207,8 +207,14 @@ impl Crossover {
     /// The one of a device. `gemv` reads the matrix again for every 8 tokens, but from the cache.
     pub fn of(caps: &Caps) -> Crossover {
         match caps.is_software() {
-            true => Crossover { gemm_from: 9, why: "a software driver: reads of the tile cost as much as sums" },
-            false => Crossover { gemm_from: 33, why: "fewer tokens leave most of a tile's sums unused" },
+            true => Crossover {
+                gemm_from: 9,
+                why: "a software driver is bound by arithmetic, and a tile shares the decoding of weights",
+            },
+            false => Crossover {
+                gemm_from: 33,
+                why: "fewer tokens leave most of a tile unused, and gemv's further reads come from the cache",
+            },
         }
     }
 }
