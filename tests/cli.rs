@@ -154,6 +154,12 @@ fn what_the_command_line_cannot_mean_exits_with_2_and_says_what_it_can() {
         (&["info", "--adapter", "99"], "an index below"),
         (&["info", "--adapter", "no such adapter"], "a part of an adapter's name"),
         (&["chekc"], "'check'"),
+        (&["plan"], "--latent <WIDTH>"),
+        (&["plan", "--heads", "3", "--latent", "64", "--layers", "2"], "--head-dim: expected the width"),
+        (&["plan", "--heads", "3", "--latent", "64", "--layers", "2", "--hidden", "64"], "a multiple of 3 heads"),
+        (&["plan", "--heads", "0", "--latent", "64", "--layers", "2"], "0 is not in 1.."),
+        (&["plan", "folder", "--heads", "3"], "cannot be used with"),
+        (&["plan", "folder", "--memory", "much"], "a size such as 80GiB"),
         (&["check", "--adapter"], "--adapter"),
         (&[], "Usage"),
     ] {
@@ -163,9 +169,112 @@ fn what_the_command_line_cannot_mean_exits_with_2_and_says_what_it_can() {
     }
 }
 
+/// The numbers of the example in `lamina plan --help`.
+const NUMBERS: [&str; 15] = [
+    "plan",
+    "--hidden",
+    "4096",
+    "--heads",
+    "32",
+    "--head-dim",
+    "128",
+    "--gqa",
+    "8",
+    "--latent",
+    "512",
+    "--rope",
+    "64",
+    "--layers",
+    "32",
+];
+
+#[test]
+fn plan_of_bare_numbers_compares_three_caches() {
+    let output = run(&[&NUMBERS[..], &["--memory", "80GiB", "--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let plan = json(&output);
+    let documented = [
+        "attention",
+        "batch",
+        "cache",
+        "cache_bytes",
+        "context",
+        "fits",
+        "largest_context",
+        "memory_bytes",
+        "model",
+        "scratch_bytes",
+        "total_bytes",
+        "weights_bytes",
+    ];
+    assert_eq!(keys(&plan), documented);
+    assert_eq!((&plan["fits"], &plan["model"], &plan["context"]), (&true.into(), &Value::Null, &32768.into()));
+    let column = |field: &str| {
+        plan["attention"].as_array().expect("a list").iter().map(|row| row[field].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(column("kind"), ["MHA", "GQA-8", "MLA"]);
+    assert_eq!(column("bytes_per_token"), [524_288, 131_072, 36_864]);
+    // 80 GiB over the bytes of a page of 64 tokens.
+    assert_eq!(column("largest_context"), [163_840, 655_360, 2_330_112]);
+    assert_eq!(column("largest_batch"), [5, 20, 71]);
+    assert_eq!(keys(&plan["attention"][0]).len(), 6);
+
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan.svg");
+    let output = run(&[&NUMBERS[..], &["--svg", file.to_str().expect("UTF-8")]].concat());
+    assert!(stdout(&output).contains("MLA") && stdout(&output).contains("36864"), "{}", stdout(&output));
+    let svg = std::fs::read_to_string(&file).expect("a plot");
+    assert!(
+        svg.starts_with("<svg xmlns") && svg.ends_with("</svg>\n") && svg.contains("GQA-8, 128.0 KiB a token"),
+        "{svg}"
+    );
+    let output = run(&[&NUMBERS[..], &["--svg", "/no/such/folder/plan.svg"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/no/such/folder/plan.svg: "), "{}", stderr(&output));
+}
+
+#[test]
+fn plan_of_a_configuration_refuses_what_does_not_fit_with_the_numbers() {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan");
+    std::fs::create_dir_all(&folder).expect("a folder under target");
+    let config = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/configs/deepseek_v3.json");
+    std::fs::copy(config, folder.join("config.json")).expect("a file of this project");
+    let folder = folder.to_str().expect("UTF-8");
+
+    let output = run(&["plan", folder, "--memory", "1GiB", "--ctx", "500", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let plan = json(&output);
+    assert_eq!((&plan["model"]["model_type"], &plan["cache_bytes"]), (&"deepseek_v3".into(), &(3 * 80 * 512).into()));
+    let named = ["layers", "longest_context", "model_type", "parameters", "path", "skipped"];
+    assert_eq!(keys(&plan["model"]), named);
+    let bytes = |field: &str| plan[field].as_u64().expect("a number");
+    assert_eq!(bytes("total_bytes"), bytes("weights_bytes") + bytes("cache_bytes") + bytes("scratch_bytes"));
+
+    // One byte too few.
+    let less = (bytes("total_bytes") - 1).to_string();
+    let output = run(&["plan", folder, "--memory", &less, "--ctx", "500"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("it does not fit"), "{}", stdout(&output));
+    let message = stderr(&output);
+    assert!(
+        message.contains("of weights") && message.contains("the longest context that fits is 448 tokens"),
+        "{message}"
+    );
+
+    let output = run(&["plan", folder, "--memory", "1GiB", "--ctx", "513"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("--ctx: expected at most 512"), "{}", stderr(&output));
+    // Without --memory the adapter's limits are looked at; the twins have some.
+    let output = run(&["plan", folder, "--adapter", "cpu"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("--memory SIZE tells"), "{}", stdout(&output));
+    let output = run(&["plan", "/no/such/folder"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/no/such/folder"), "{}", stderr(&output));
+}
+
 #[test]
 fn help_shows_examples_and_the_environment() {
-    for args in [&["--help"][..], &["info", "--help"], &["check", "--help"]] {
+    for args in [&["--help"][..], &["info", "--help"], &["check", "--help"], &["plan", "--help"]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).contains("Examples:"), "{}", stdout(&output));

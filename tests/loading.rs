@@ -8,6 +8,7 @@ use lamina::Error;
 use lamina::gpu::{Device, Options, View};
 use lamina::kernels::weights::{WeightFormat, Weights};
 use lamina::model::load::{GatedWeights, MlpWeights, MoeWeights};
+use lamina::model::plan;
 use lamina::model::tensors::{Expected, ExpertLayout, ExpertTensors, GatedTensors, MlpTensors, QueryTensors, Tensors};
 use lamina::model::{Config, Model};
 use serde_json::{Map, json};
@@ -141,6 +142,7 @@ fn every_number_stands_where_the_kernels_look_for_it() {
         assert!(steps.is_sorted() && steps[0] == (0, total) && steps.last() == Some(&(total, total)), "{name}");
 
         let (config, tensors) = (&drawn.config, &drawn.tensors);
+        assert_eq!(model.bytes, plan::weight_bytes(tensors, None), "{name}");
         assert_eq!((&model.config, model.layers.len()), (config, tensors.layers.len()));
         assert_eq!(rows(&device, &model.embedding), drawn.rows(&tensors.embedding).collect::<Vec<_>>());
         let head = tensors.head.as_ref().unwrap_or(&tensors.embedding);
@@ -194,6 +196,7 @@ fn rows_of_a_compressed_query_are_filled_up_to_four_and_heads_stay_whole() {
     let QueryTensors::LowRank { q_a, .. } = &tensors.query else { panic!("a compressed query") };
     let input = rows(&device, &weights.input);
     assert_eq!((weights.kv_offset, input.len()), (24, 64));
+    assert_eq!(model.bytes, plan::weight_bytes(&drawn.tensors, None));
     assert_eq!(input[..22], drawn.rows(q_a).collect::<Vec<_>>());
     assert_eq!(input[22..24], [vec![0.0; 64], vec![0.0; 64]]);
     assert_eq!(input[24..], drawn.rows(&tensors.kv_a).collect::<Vec<_>>());

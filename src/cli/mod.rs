@@ -1,8 +1,10 @@
-//! The command line: `lamina info`, `lamina check`.
+//! The command line: `lamina info`, `lamina check`, `lamina plan`.
 
 mod check;
 mod drivers;
 mod info;
+mod plan;
+mod svg;
 
 use std::io::Write;
 
@@ -15,6 +17,7 @@ const AFTER_HELP: &str = "\
 Examples:
   lamina info                           the adapters of this machine, and each kernel's path
   lamina check                          every kernel on the best adapter, against its CPU twin
+  lamina plan DIR --memory 24GB         whether a model fits, and how long a context
   lamina --adapter vulkan:nvidia check  the same on the NVIDIA adapter, through Vulkan
   LAMINA_ADAPTER=cpu lamina check       the twins themselves, with no GPU
 
@@ -41,6 +44,7 @@ pub struct Cli {
 enum Command {
     Info(info::Args),
     Check(check::Args),
+    Plan(plan::Args),
 }
 
 impl Cli {
@@ -53,6 +57,7 @@ impl Cli {
         match &self.command {
             Command::Info(args) => args.run(&selector),
             Command::Check(args) => args.run(&selector),
+            Command::Plan(args) => args.run(&selector),
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod families;
 mod fields;
 pub mod load;
 mod pack;
+pub mod plan;
 mod read;
 pub mod rope;
 pub mod tensors;

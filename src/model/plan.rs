@@ -1,0 +1,300 @@
+//! How much memory a model takes, before anything is loaded.
+
+use bytesize::ByteSize;
+
+use super::config::{Config, Mla, Mlp, Moe};
+use super::tensors::{Expected, MlpTensors, MoeTensors, QueryTensors, Tensors};
+use crate::gpu::Caps;
+use crate::kernels::weights::WeightFormat;
+use crate::num::record::RecordFormat;
+use crate::weights::{Checkpoint, Dtype};
+use crate::{Error, Result};
+
+/// Tokens of a page of the latent cache.
+pub const PAGE: u64 = 64;
+/// Tokens of a prompt that one step takes.
+pub const CHUNK: u64 = 512;
+
+/// What of the tokens before an attention keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Keys and values of every head.
+    Mha,
+    /// Keys and values that groups of heads share.
+    Gqa,
+    /// One latent and one rope key.
+    Mla,
+}
+
+/// The widths that the size of a cache follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Widths {
+    /// Attentions that keep something: the layers, in LongCat twice as many.
+    pub layers: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads of grouped-query attention.
+    pub groups: u64,
+    /// Width of a key.
+    pub key: u64,
+    /// Width of a value.
+    pub value: u64,
+    /// Width of the latent.
+    pub latent: u64,
+    /// Width of the rope key.
+    pub rope: u64,
+    /// How the latent cache is stored; keys and values take 2, 4 or 1 bytes a number.
+    pub format: RecordFormat,
+}
+
+impl Widths {
+    /// The widths of a model; `groups` are those of a grouped-query attention beside it.
+    pub fn of(config: &Config, groups: u64, format: RecordFormat) -> Widths {
+        let mla = &config.mla;
+        Widths {
+            layers: config.attentions() as u64,
+            heads: mla.heads.into(),
+            groups,
+            key: (mla.nope + mla.rope).into(),
+            value: mla.value.into(),
+            latent: mla.latent.into(),
+            rope: mla.rope.into(),
+            format,
+        }
+    }
+
+    /// Bytes that a token leaves, in all layers.
+    pub fn token_bytes(&self, kind: Kind) -> u64 {
+        let number = match self.format {
+            RecordFormat::F16 => 2,
+            RecordFormat::F32 => 4,
+            RecordFormat::Fp8 => 1,
+        };
+        self.layers
+            * match kind {
+                Kind::Mha => self.heads * (self.key + self.value) * number,
+                Kind::Gqa => self.groups * (self.key + self.value) * number,
+                Kind::Mla => self.format.bytes(self.latent as usize, self.rope as usize) as u64,
+            }
+    }
+}
+
+/// Memory that is asked for, and how much there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes of the weights on the device.
+    pub weights: u64,
+    /// Bytes of what the steps compute with.
+    pub scratch: u64,
+    /// Bytes of the cache a token.
+    pub token: u64,
+    /// Tokens of each sequence.
+    pub context: u64,
+    /// Sequences.
+    pub batch: u64,
+    /// Bytes that there are, where that is known.
+    pub memory: Option<u64>,
+}
+
+impl Plan {
+    /// Bytes of the cache.
+    pub fn cache(&self) -> u64 {
+        let tokens = self.context.next_multiple_of(PAGE).saturating_mul(self.batch);
+        self.token.saturating_mul(tokens)
+    }
+
+    /// All bytes.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.scratch).saturating_add(self.cache())
+    }
+
+    /// Tokens that there is memory for, in whole pages.
+    fn tokens(&self) -> Option<u64> {
+        let free = self.memory?.saturating_sub(self.weights.saturating_add(self.scratch));
+        Some(free / (self.token * PAGE).max(1) * PAGE)
+    }
+
+    /// The longest context that fits for each of the sequences.
+    pub fn largest_context(&self) -> Option<u64> {
+        Some(self.tokens()? / (self.batch.max(1) * PAGE) * PAGE)
+    }
+
+    /// How many sequences of this context fit.
+    pub fn largest_batch(&self) -> Option<u64> {
+        Some(self.tokens()? / self.context.next_multiple_of(PAGE).max(PAGE))
+    }
+
+    /// Whether all fits; `None` where the memory is not known.
+    pub fn fits(&self) -> Option<bool> {
+        Some(self.total() <= self.memory?)
+    }
+
+    /// Refuses what does not fit; `whose` memory it is.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the numbers and the longest context that fits.
+    pub fn check(&self, whose: &str) -> Result<()> {
+        let (Some(memory), Some(false)) = (self.memory, self.fits()) else { return Ok(()) };
+        let parts = [("weights", self.weights), ("cache", self.cache()), ("scratch", self.scratch)];
+        let parts = parts.map(|(name, bytes)| format!("{} of {name}", human(bytes))).join(", ");
+        let rest = match self.largest_context() {
+            Some(0) | None => "weights and scratch leave no room for a context".into(),
+            Some(tokens) => format!("the longest context that fits is {tokens} tokens"),
+        };
+        Err(Error::OutOfMemory {
+            adapter: whose.into(),
+            asked: format!("{} ({parts})", human(self.total())),
+            offered: format!("of {}; {rest}", human(memory)),
+        })
+    }
+}
+
+/// Bytes as people write them, such as `1.5 GiB`.
+pub fn human(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+/// Bytes of a model's weights on a device, at most: bf16 and f16 tensors take two bytes a number there, f32
+/// tensors four, as do norms, biases and routers. Without a checkpoint all others are taken for bf16.
+pub fn weight_bytes(tensors: &Tensors, checkpoint: Option<&Checkpoint>) -> u64 {
+    let found = |tensor: &Expected| checkpoint?.get(&tensor.name).map(|found| found.dtype);
+    let format = |tensor: &Expected| match found(tensor) {
+        Some(Dtype::F32) => WeightFormat::F32,
+        _ => WeightFormat::Bf16,
+    };
+    let mut bytes: u64 = tensors.all().into_iter().map(|tensor| tensor_bytes(tensor, format(tensor))).sum();
+    for layer in &tensors.layers {
+        let moes = layer.blocks.iter().filter_map(|block| match &block.mlp {
+            MlpTensors::Moe(moe) => Some(&**moe),
+            MlpTensors::Dense(_) => None,
+        });
+        for MoeTensors { router, .. } in moes.chain(&layer.shortcut) {
+            bytes += tensor_bytes(router, WeightFormat::F32) - tensor_bytes(router, format(router));
+        }
+        for block in &layer.blocks {
+            // Rows of zeros between those of q_a and kv_a.
+            let (QueryTensors::Whole(first) | QueryTensors::LowRank { q_a: first, .. }) = &block.attention.query;
+            let rows = first.shape[0].next_multiple_of(4) - first.shape[0];
+            bytes += (rows * format(first).row_bytes(first.shape[1])) as u64;
+        }
+    }
+    bytes
+}
+
+fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
+    match tensor.shape[..] {
+        [.., _, columns] => (tensor.values() / columns * format.row_bytes(columns)) as u64,
+        _ => 4 * tensor.values() as u64,
+    }
+}
+
+/// About how many bytes the steps of one sequence compute with: the f32 activations of a chunk of the prompt,
+/// the expanded keys and values of a chunk of the context, the parts that a split context is merged from,
+/// and one row of logits.
+pub fn scratch_bytes(config: &Config) -> u64 {
+    let Mla { heads, latent, nope, rope, value, .. } = config.mla;
+    let [heads, latent, nope, rope, value] = [heads, latent, nope, rope, value].map(u64::from);
+    let hidden = u64::from(config.hidden);
+    let mlp = |mlp: &Mlp| match mlp {
+        Mlp::Dense { width } => u64::from(*width),
+        Mlp::Moe(moe) => moe_width(moe, hidden),
+    };
+    let layers = config.layers.iter();
+    let mlps = layers.map(|layer| {
+        let shortcut = layer.shortcut.as_ref().map_or(0, |moe| moe_width(moe, hidden));
+        shortcut + layer.mlps.iter().map(mlp).max().unwrap_or(0)
+    });
+    let compressed = u64::from(config.mla.q_rank.unwrap_or(0)) + latent + rope;
+    let attention = compressed + heads * (nope + rope) + 2 * heads * value;
+    let row = 3 * hidden + attention.max(mlps.max().unwrap_or(0));
+    let expanded = heads * (nope + value) + rope;
+    let partials = SPLITS * heads * (latent + 4) + heads * (latent + rope + 8);
+    4 * (CHUNK * (row + expanded) + partials + u64::from(config.vocab))
+}
+
+/// Splits of a context that are merged, about.
+const SPLITS: u64 = 64;
+
+/// Numbers that a token's experts compute with: what each makes of it, and its output.
+fn moe_width(moe: &Moe, hidden: u64) -> u64 {
+    u64::from(moe.top_k) * (u64::from(moe.width) + hidden) + u64::from(moe.shared_width + moe.experts + moe.identity)
+}
+
+/// Refuses a model of which a part that must stay in one binding is larger than bindings may be.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] naming the part.
+pub fn check_bindings(config: &Config, caps: &Caps) -> Result<()> {
+    let bytes = |rows: u32, columns: u32| (rows as usize * WeightFormat::Bf16.row_bytes(columns as usize)) as u64;
+    let moes = config.layers.iter().flat_map(|layer| {
+        let inner = layer.mlps.iter().filter_map(|mlp| if let Mlp::Moe(moe) = mlp { Some(moe) } else { None });
+        inner.chain(&layer.shortcut)
+    });
+    let experts = moes.map(|moe| bytes(2 * moe.width, config.hidden).max(bytes(config.hidden, moe.width)));
+    let head = bytes(config.mla.nope + config.mla.value, config.mla.latent);
+    let limit = caps.binding_bytes.min(caps.buffer_bytes);
+    for (what, bytes) in [("an expert's matrix", experts.max().unwrap_or(0)), ("a head's up-projections", head)] {
+        if bytes > limit {
+            return Err(Error::OutOfMemory {
+                adapter: caps.label(),
+                asked: format!("{} for {what}", human(bytes)),
+                offered: format!("its largest binding is {}", human(limit)),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIDTHS: Widths = Widths {
+        layers: 32,
+        heads: 32,
+        groups: 8,
+        key: 128,
+        value: 128,
+        latent: 512,
+        rope: 64,
+        format: RecordFormat::F16,
+    };
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn bytes_a_token_follow_from_the_widths() {
+        let bytes = |widths: Widths| [Kind::Mha, Kind::Gqa, Kind::Mla].map(|kind| widths.token_bytes(kind));
+        assert_eq!(bytes(WIDTHS), [32 * 16384, 32 * 4096, 32 * 1152]);
+        assert_eq!(bytes(Widths { format: RecordFormat::F32, ..WIDTHS }), [32 * 32768, 32 * 8192, 32 * 2304]);
+        assert_eq!(bytes(Widths { format: RecordFormat::Fp8, ..WIDTHS }), [32 * 8192, 32 * 2048, 32 * 656]);
+    }
+
+    #[test]
+    fn what_fits_is_counted_in_whole_pages() {
+        let token = WIDTHS.token_bytes(Kind::Mla);
+        let plan = Plan { weights: 30 * GIB, scratch: GIB, token, context: 1000, batch: 2, memory: Some(40 * GIB) };
+        // 1000 tokens take 16 pages of 64.
+        assert_eq!((plan.cache(), plan.fits()), (token * 2048, Some(true)));
+        let pages = 9 * GIB / (token * 64);
+        assert_eq!(plan.largest_context(), Some(pages / 2 * 64));
+        assert_eq!(plan.largest_batch(), Some(pages * 64 / 1024));
+        assert!(plan.check("this").is_ok());
+        let exact = Plan { context: pages / 2 * 64, ..plan };
+        assert_eq!((exact.fits(), Plan { context: exact.context + 64, ..exact }.fits()), (Some(true), Some(false)));
+        assert_eq!(Plan { memory: None, ..plan }.largest_context(), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_numbers() {
+        let plan = Plan { weights: 30 * GIB, scratch: GIB, token: 1 << 20, context: 4096, batch: 1, memory: None };
+        let refused =
+            |memory: u64| Plan { memory: Some(memory), ..plan }.check("--memory").expect_err("it is too much");
+        let message = refused(32 * GIB).to_string();
+        assert_eq!(
+            message,
+            "--memory: out of memory: asked for 35.0 GiB (30.0 GiB of weights, 4.0 GiB of cache, 1.0 GiB of scratch), \
+             of 32.0 GiB; the longest context that fits is 1024 tokens"
+        );
+        assert!(refused(20 * GIB).to_string().ends_with("weights and scratch leave no room for a context"));
+    }
+}
