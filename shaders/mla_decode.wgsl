@@ -3,7 +3,7 @@
 // Grid: x blocks of rows of the longest sequence, y splits of one cache chunk.
 // lib: batch, rows_* (record_of), score_* (score, NOTHING), cache_* (UNITS, stage, quad_of), transpose8_*, fold.
 // Constants: R latent and P rope width, W = R + P rounded up to 8, WORKGROUP, ROWS of a block, TILE
-// tokens in workgroup memory.
+// tokens and SCRATCH values in workgroup memory.
 
 struct Params {
   heads: u32,

@@ -25,6 +25,7 @@ benches![
     mla_append,
     mla_combine,
     mla_decode,
+    mla_decode_fused,
     mla_prefill,
     moe_route,
     rms_norm,

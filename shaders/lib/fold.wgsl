@@ -4,7 +4,7 @@
 // The kernel gives `query(row, quad)`, values 4 quad .. 4 quad + 3 of a row of the block, and
 // `end_of(row)`, one past the last token that it sees; and binds `cache`.
 // lib: rows_* (record_of), score_* (score, NOTHING), cache_* (UNITS, stage, quad_of), transpose8_* (transpose8).
-// Constants: ROWS a multiple of 4, TILE tokens a multiple of 4, WORKGROUP, R, W.
+// Constants: ROWS a multiple of 4, TILE tokens a multiple of 4, WORKGROUP, R, W, SCRATCH.
 
 const QUADS = W / 4u;                                       // vec4 of a record
 const PAIRS = ROWS / 2u;                                    // of rows
@@ -19,6 +19,7 @@ const BANDS = min(WORKGROUP / COLUMN_LANES, PAIRS);
 const BAND = (PAIRS + BANDS - 1u) / BANDS;                  // ... of BAND pairs of rows
 const MARGIN = 8.0;                                         // by which scores may pass the kept maximum
 
+var<workgroup> scratch: array<f32, SCRATCH>;                  // of transpose8_*; the kernel's outside of `fold`
 var<workgroup> fold_pieces: array<f32, ROWS * TILE * PIECES>; // [ROWS, TILE, PIECES]; at last the totals, [ROWS, 4]
 var<workgroup> fold_weights: array<vec2<f32>, TILE * PAIRS>;  // [TILE, PAIRS]
 var<workgroup> fold_scales: array<vec2<f32>, PAIRS>;          // at last the maxima

@@ -62,9 +62,14 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// Bytes of workgroup memory; the arrays of `lib/fold`, `lib/cache_*` and `lib/transpose8_*`.
-    pub fn bytes(&self, spec: &Spec) -> u32 {
-        let Tuning { rows, tile, workgroup, subgroups } = *self;
+    /// Values that products are summed through.
+    pub fn scratch(&self) -> u32 {
+        if self.subgroups { 4 } else { 8 * (self.workgroup + 1) }
+    }
+
+    /// Bytes of workgroup memory with `scratch` values: the arrays of `lib/fold` and `lib/cache_*`.
+    pub fn bytes(&self, spec: &Spec, scratch: u32) -> u32 {
+        let Tuning { rows, tile, workgroup, .. } = *self;
         let (width, pairs) = (spec.width(), rows / 2);
         let lanes = (workgroup / pairs).min(width / 4 + 7) / 8 * 8;
         let scales = (tile * spec.latent.div_ceil(128)).next_multiple_of(4);
@@ -73,8 +78,22 @@ impl Tuning {
             RecordFormat::F32 => 4 * width * tile,
             RecordFormat::Fp8 => 2 * width * tile + 4 * scales,
         };
-        let transposed = if subgroups { 0 } else { (8 * (workgroup + 1)).next_multiple_of(4) * 4 };
-        record + transposed + 4 * rows * tile * (lanes / 8) + 8 * tile * pairs + 8 * pairs
+        record + 4 * scratch + 4 * rows * tile * (lanes / 8) + 8 * tile * pairs + 8 * pairs
+    }
+
+    /// The largest workgroup and tile that fit `bytes` of workgroup memory, with the values of scratch
+    /// that `scratch` asks for.
+    pub(super) fn fit(
+        spec: &Spec,
+        rows: u32,
+        subgroups: bool,
+        scratch: impl Fn(&Tuning) -> u32,
+        bytes: u32,
+    ) -> Option<Tuning> {
+        let workgroups = [256, 128, 64].into_iter().filter(|workgroup| workgroup / (rows / 2) >= 8);
+        let tilings = workgroups.flat_map(|workgroup| [8, 4].map(|tile| Tuning { rows, tile, workgroup, subgroups }));
+        let mut fitting = tilings.filter(|tuning| tuning.bytes(spec, scratch(tuning)) <= bytes);
+        fitting.next()
     }
 }
 
@@ -87,14 +106,6 @@ const BLOCK_COST: u32 = 4;
 pub(super) fn block_rows(rows: u32) -> u32 {
     let cost = |block: &u32| rows.div_ceil(*block) * (block + BLOCK_COST);
     ROWS.into_iter().min_by_key(cost).expect("there are some")
-}
-
-/// The largest workgroup and tile that fit `bytes` of workgroup memory.
-fn fit(spec: &Spec, rows: u32, subgroups: bool, bytes: u32) -> Option<Tuning> {
-    let workgroups = [256, 128, 64].into_iter().filter(|workgroup| workgroup / (rows / 2) >= 8);
-    let tilings = workgroups.flat_map(|workgroup| [8, 4].map(|tile| Tuning { rows, tile, workgroup, subgroups }));
-    let mut fitting = tilings.filter(|tuning| tuning.bytes(spec) <= bytes);
-    fitting.next()
 }
 
 /// What a call reads and writes.
@@ -158,13 +169,13 @@ impl Kernel for MlaDecode {
         // The widest records of f32 leave room for fewer rows.
         let portable = |bytes| {
             let rows = [block_rows(spec.rows), 16, 8, 4];
-            rows.into_iter().find_map(|rows| fit(spec, rows, false, bytes))
+            rows.into_iter().find_map(|rows| Tuning::fit(spec, rows, false, Tuning::scratch, bytes))
         };
         let tuning = portable(Caps::portable().workgroup_bytes).or_else(|| portable(caps.workgroup_bytes));
         let tuning = tuning.unwrap_or_else(|| panic!("mla_decode: records of {spec:?} do not fit workgroup memory"));
         let mut variants = vec![Variant { name: "portable", tuning }];
         if caps.subgroups.is_some_and(|(least, _)| least >= 8) {
-            let tuning = fit(spec, block_rows(spec.rows), true, caps.workgroup_bytes);
+            let tuning = Tuning::fit(spec, block_rows(spec.rows), true, Tuning::scratch, caps.workgroup_bytes);
             variants.extend(tuning.map(|tuning| Variant { name: "subgroup", tuning }));
         }
         variants
@@ -186,7 +197,8 @@ impl Kernel for MlaDecode {
             .u32("W", spec.width())
             .u32("WORKGROUP", tuning.workgroup)
             .u32("ROWS", tuning.rows)
-            .u32("TILE", tuning.tile);
+            .u32("TILE", tuning.tile)
+            .u32("SCRATCH", tuning.scratch());
         let shader = fold_modules(shader, spec.format, tuning.subgroups).build();
         MlaDecode { spec: spec.clone(), tuning: tuning.clone(), shader }
     }

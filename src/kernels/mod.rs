@@ -10,6 +10,7 @@ pub mod inputs;
 pub mod linear;
 mod linear_case;
 mod mla_decode_cases;
+mod mla_decode_fused_cases;
 mod pairs;
 pub mod plan;
 pub mod up_projection;
@@ -179,6 +180,7 @@ kernels![
     mla_absorb::MlaAbsorb,
     mla_combine::MlaCombine,
     mla_decode::MlaDecode,
+    mla_decode_fused::MlaDecodeFused,
     mla_append::MlaAppend,
     mla_prefill::MlaPrefill,
     moe_route::MoeRoute,

@@ -8,6 +8,7 @@ mod mla_absorb;
 mod mla_append;
 mod mla_combine;
 mod mla_decode;
+mod mla_decode_fused;
 mod mla_prefill;
 mod moe_route;
 mod rms_norm;
