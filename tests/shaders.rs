@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::mem::offset_of;
 
 use lamina::gpu::{Access, Caps, CooperativeShape, Dialect, Shader};
+use lamina::kernels::sample::{Record, Sampler};
 use lamina::kernels::{ALL, Row, Sequence, Span, Split};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, StorageAccess, TypeInner, back};
@@ -250,6 +251,7 @@ fn members(module: &Module, name: &str) -> Option<(Vec<(String, usize, &'static 
                 TypeInner::Scalar(naga::Scalar::U32) => "u32",
                 TypeInner::Scalar(naga::Scalar::I32) => "i32",
                 TypeInner::Scalar(naga::Scalar::F32) => "f32",
+                TypeInner::Array { .. } => "array",
                 _ => "no 4-byte number",
             };
             (m.name.clone().unwrap_or_default(), m.offset as usize, kind)
@@ -286,4 +288,33 @@ fn the_facts_of_sequences_are_laid_out_as_the_shaders_read_them() {
     same!(Row { sequence, position });
     same!(Split { sequence, begin, end, partial });
     same!(Span { sequence, begin, end, row });
+}
+
+#[test]
+fn samplers_and_records_are_laid_out_as_the_shaders_read_them() {
+    let text = lamina::wgsl!("lib/sampler").text;
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(text)));
+    macro_rules! same {
+        ($name:ident { $($field:ident: $kind:literal),* }) => {
+            let fields = vec![$((stringify!($field).to_string(), offset_of!($name, $field), $kind),)*];
+            let rust = (fields, size_of::<$name>());
+            assert_eq!(Some(rust), members(&module, stringify!($name)), stringify!($name));
+        };
+    }
+    same!(Sampler {
+        temperature: "f32",
+        top_k: "u32",
+        top_p: "f32",
+        min_p: "f32",
+        repetition_penalty: "f32",
+        unused: "array"
+    });
+    same!(Record {
+        token: "u32",
+        logprob: "f32",
+        non_finite: "u32",
+        top_tokens: "array",
+        top_logprobs: "array",
+        unused: "array"
+    });
 }

@@ -30,6 +30,7 @@ benches![
     moe_route,
     rms_norm,
     rope,
+    sample,
     swiglu,
 ];
 

@@ -186,5 +186,6 @@ kernels![
     moe_route::MoeRoute,
     rms_norm::RmsNorm,
     rope::Rope,
+    sample::Sample,
     swiglu::Swiglu,
 ];

@@ -15,4 +15,5 @@ pub mod mla_prefill;
 pub mod moe_route;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod swiglu;

@@ -13,4 +13,5 @@ mod mla_prefill;
 mod moe_route;
 mod rms_norm;
 mod rope;
+mod sample;
 mod swiglu;

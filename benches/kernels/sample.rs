@@ -1,0 +1,5 @@
+//! Times `sample` on the chosen adapter.
+
+pub fn run() {
+    crate::time("sample");
+}
