@@ -4,8 +4,8 @@
 // Grid: x pairs (up) or tokens (down), y and z blocks of GROUPS * ROWS rows. Strides count f32.
 // lib: weights_* (WeightWord, WeightPart, weight_part, weight_values), epilogue_* (epilogue),
 // team_* (Invocation, team_of, team_leave, team_total).
-// Constants: WORKGROUP; DOWN; TOP_K slots of a token; SLOTS, TOP_K in down and 1 in up; GROUPS of ROWS rows,
-// each with SLOTS teams: TEAMS = GROUPS * SLOTS; UNROLL parts of a row that a lane has under way.
+// Constants: WORKGROUP; DOWN; SLOTS that an output joins: a token's in down, 1 in up; GROUPS of ROWS rows, each
+// with SLOTS teams: TEAMS = GROUPS * SLOTS; UNROLL parts of a row that a lane has under way.
 
 struct Params {
   rows: u32,         // of an expert
@@ -14,6 +14,7 @@ struct Params {
   first_expert: u32, // of the chunk
   chunk_experts: u32,
   experts: u32,      // that have weights, of all chunks
+  share: u32,        // pairs that have the same row of x: the slots of a token in up, 1 in down
   x_stride: u32,     // a multiple of 4
   input_stride: u32,
   y_stride: u32,
@@ -22,7 +23,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> routes: array<vec2<u32>>;   // [tokens, TOP_K]: expert, bits of its weight
+@group(0) @binding(1) var<storage, read> routes: array<vec2<u32>>;   // [pairs]: expert, bits of its weight
 @group(0) @binding(2) var<storage, read> weights: array<WeightWord>; // [chunk_experts, rows, blocks]
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;        // [tokens (up) or pairs (down), x_stride / 4]
 @group(0) @binding(4) var<storage, read> input: array<f32>;          // [tokens, input_stride]; down: as long as y
@@ -74,11 +75,11 @@ fn main(at: Invocation) {
     return;
   }
   let row_parts = params.blocks * (WEIGHT_BLOCK / PART);
-  let whole = params.columns / PART; // parts that are all of the row
+  let whole = params.columns / PART; // parts with nothing behind the row's end
   let team = team_of(at);
 
-  for (var pass = 0u; pass < team.passes; pass++) {
-    let number = team.first + pass * team.step;
+  for (var turn = 0u; turn < team.turns; turn++) {
+    let number = team.first + turn * team.step;
     let pair = unit * SLOTS + number % SLOTS;
     let expert = routes[pair].x;
     var sums: array<f32, ROWS>;
@@ -92,7 +93,7 @@ fn main(at: Invocation) {
         let row = (expert - params.first_expert) * params.rows + min(group + r, params.rows - 1u);
         starts[r] = row * row_parts;
       }
-      let x_start = select(pair / TOP_K, pair, DOWN) * (params.x_stride / 4u);
+      let x_start = pair / params.share * (params.x_stride / 4u);
       var parts: array<WeightPart, ROWS * UNROLL>;
       var part = team.rank;
       for (; part + (UNROLL - 1u) * team.width < whole; part += UNROLL * team.width) {
@@ -105,17 +106,12 @@ fn main(at: Invocation) {
           multiply(&sums, &parts, k * ROWS, x_start, part + k * team.width, false);
         }
       }
-      for (; part < whole; part += team.width) {
+      // The rest, and the part that is not all of the row.
+      for (; part * PART < params.columns; part += team.width) {
         for (var r = 0u; r < ROWS; r++) {
           parts[r] = weight_part(starts[r] + part);
         }
-        multiply(&sums, &parts, 0u, x_start, part, false);
-      }
-      if (part == whole && whole * PART < params.columns) {
-        for (var r = 0u; r < ROWS; r++) {
-          parts[r] = weight_part(starts[r] + part);
-        }
-        multiply(&sums, &parts, 0u, x_start, part, true);
+        multiply(&sums, &parts, 0u, x_start, part, part == whole);
       }
     }
     team_leave(number, team.rank, sums);

@@ -28,6 +28,8 @@ benches![
     mla_decode_fused,
     mla_prefill,
     moe_combine,
+    moe_gemm,
+    moe_gemv,
     moe_route,
     moe_sort,
     rms_norm,

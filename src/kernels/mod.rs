@@ -11,6 +11,9 @@ pub mod linear;
 mod linear_case;
 mod mla_decode_cases;
 mod mla_decode_fused_cases;
+pub mod moe;
+mod moe_case;
+pub mod moe_layer;
 mod pairs;
 pub mod plan;
 pub mod up_projection;
@@ -184,6 +187,8 @@ kernels![
     mla_append::MlaAppend,
     mla_prefill::MlaPrefill,
     moe_combine::MoeCombine,
+    moe_gemm::MoeGemm,
+    moe_gemv::MoeGemv,
     moe_route::MoeRoute,
     moe_sort::MoeSort,
     rms_norm::RmsNorm,

@@ -13,6 +13,8 @@ pub mod mla_decode;
 pub mod mla_decode_fused;
 pub mod mla_prefill;
 pub mod moe_combine;
+pub mod moe_gemm;
+pub mod moe_gemv;
 pub mod moe_route;
 pub mod moe_sort;
 pub mod rms_norm;

@@ -11,6 +11,8 @@ mod mla_decode;
 mod mla_decode_fused;
 mod mla_prefill;
 mod moe_combine;
+mod moe_gemm;
+mod moe_gemv;
 mod moe_route;
 mod moe_sort;
 mod rms_norm;

@@ -1,0 +1,249 @@
+//! A mixture-of-experts layer, from the router's logits to the sum of the experts' outputs: which
+//! kernels, in which order, with which scratch memory.
+//!
+//! Few tokens: `moe_route`, `moe_gemv` up, `moe_gemv` down. Many: `moe_route`, `moe_sort`, `moe_gemm` up,
+//! `moe_gemm` down, `moe_combine`. The router's logits come from a product in f32 before, the shared
+//! experts are a dense layer besides, whose result the sum can be added to.
+
+use std::fmt;
+
+use super::Kernel;
+use super::linear::Activations;
+use super::moe::{Experts, Step};
+use super::moe_combine::{self, MoeCombine};
+use super::moe_gemm::{self, MoeGemm, TILES};
+use super::moe_gemv::{self, MoeGemv};
+use super::moe_route::{self, MoeRoute, Route};
+use super::moe_sort::{self, MoeSort, Tile};
+use super::weights::WeightFormat;
+use crate::gpu::{Caps, Recording, View};
+
+/// What the model fixes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spec {
+    /// How experts are chosen, of those with weights and those without.
+    pub route: moe_route::Spec,
+    /// Factor of the weights (`routed_scaling_factor`).
+    pub scale: f32,
+    /// Experts with weights: the first ones.
+    pub experts: u32,
+    /// Width of a token.
+    pub hidden: u32,
+    /// Width of an expert (`moe_intermediate_size`).
+    pub width: u32,
+    /// How the experts' gates and ups are stored.
+    pub gate_up: WeightFormat,
+    /// How their down projections are stored.
+    pub down: WeightFormat,
+    /// The sum is added to what `y` holds (the shared experts' output), else written.
+    pub accumulate: bool,
+}
+
+/// What a call reads and writes.
+pub struct Args<'a> {
+    /// The router's logits: `[tokens, experts of the route]` f32.
+    pub logits: &'a Activations,
+    /// `[experts of the route]` f32, exactly where the route has one.
+    pub bias: Option<View>,
+    /// `[tokens, hidden]`.
+    pub x: &'a Activations,
+    /// `[tokens, hidden]`, of another buffer.
+    pub y: &'a Activations,
+    /// `[experts * 2 * width, hidden]`: gate and up rows in turn.
+    pub gate_up: Experts<'a>,
+    /// `[experts * hidden, width]`.
+    pub down: Experts<'a>,
+    /// Room for [`MoeLayer::scratch`] of as many tokens.
+    pub scratch: &'a Scratch<View>,
+    /// Tokens, any number.
+    pub tokens: u32,
+}
+
+/// The tensors between the kernels; all layers of a step can share them. `T` is a size in bytes or a view.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scratch<T> {
+    /// `[tokens, top_k]` [`Route`].
+    pub routes: T,
+    /// `[pairs]` u32.
+    pub order: T,
+    /// `[tiles]` [`Tile`].
+    pub tiles: T,
+    /// `[pairs, width]` f32, rows rounded up to 4.
+    pub inner: T,
+    /// `[pairs, hidden]` f32, rows rounded up to 4.
+    pub outputs: T,
+}
+
+impl<T> Scratch<T> {
+    /// The same of another kind, such as views of sizes.
+    ///
+    /// # Errors
+    /// The first that `of` gives.
+    pub fn map<U, E>(&self, mut of: impl FnMut(&T, &'static str) -> Result<U, E>) -> Result<Scratch<U>, E> {
+        Ok(Scratch {
+            routes: of(&self.routes, "moe routes")?,
+            order: of(&self.order, "moe order")?,
+            tiles: of(&self.tiles, "moe tiles")?,
+            inner: of(&self.inner, "moe inner")?,
+            outputs: of(&self.outputs, "moe outputs")?,
+        })
+    }
+}
+
+/// Where the kernels for many tokens take over: a tuning.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Crossover {
+    /// From so many pairs for each expert on (on average), `moe_gemm`.
+    pub gemm_from: f32,
+    /// From so many on, with tiles of 64 pairs instead of 16.
+    pub wide_from: f32,
+    /// The reason.
+    pub why: &'static str,
+}
+
+impl Crossover {
+    /// The one of a device.
+    pub fn of(caps: &Caps) -> Crossover {
+        let why = "a tile costs the same for one pair as for 16; moe_gemv reads an expert again from the cache";
+        match caps.is_software() {
+            true => Crossover { gemm_from: 12.0, wide_from: 48.0, why },
+            false => Crossover { gemm_from: 8.0, wide_from: 32.0, why },
+        }
+    }
+}
+
+impl fmt::Display for Crossover {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Crossover { gemm_from, wide_from, why } = self;
+        write!(f, "moe_gemv below {gemm_from} pairs an expert, tiles of 64 from {wide_from}: {why}")
+    }
+}
+
+/// The kernels of a layer; layers of one spec can share them.
+pub struct MoeLayer {
+    spec: Spec,
+    crossover: Crossover,
+    binding_bytes: u64,
+    route: MoeRoute,
+    gemv: [MoeGemv; 2],
+    tiled: [Tiled; 2],
+    combine: MoeCombine,
+}
+
+struct Tiled {
+    sort: MoeSort,
+    gemm: [MoeGemm; 2],
+}
+
+fn make<K: Kernel>(spec: &K::Spec, caps: &Caps) -> K {
+    K::new(spec, &K::tuning(spec, caps).variant.tuning)
+}
+
+impl MoeLayer {
+    /// For a device.
+    ///
+    /// # Panics
+    /// When the route has fewer experts than there are with weights, or as the kernels.
+    pub fn new(spec: &Spec, caps: &Caps) -> MoeLayer {
+        let Spec { experts, route: moe_route::Spec { top_k, .. }, .. } = *spec;
+        assert!(experts <= spec.route.experts, "a MoE layer routes to all its experts: {spec:?}");
+        let steps = [(Step::Up, spec.gate_up), (Step::Down, spec.down)];
+        let tiled = |tile| Tiled {
+            sort: make(&moe_sort::Spec { experts, tile }, caps),
+            gemm: steps.map(|(step, format)| make(&moe_gemm::Spec { format, step, tile }, caps)),
+        };
+        MoeLayer {
+            spec: *spec,
+            crossover: Crossover::of(caps),
+            binding_bytes: caps.binding_bytes,
+            route: make(&spec.route, caps),
+            gemv: steps.map(|(step, format)| make(&moe_gemv::Spec { format, step, top_k }, caps)),
+            tiled: TILES.map(tiled),
+            combine: make(&moe_combine::Spec { experts, top_k, accumulate: spec.accumulate }, caps),
+        }
+    }
+
+    /// Which kernels run for how many tokens, for `lamina info`.
+    pub fn crossover(&self) -> &Crossover {
+        &self.crossover
+    }
+
+    /// Bytes of scratch for steps of at most `tokens` tokens. More tokens than fit the device's largest
+    /// binding go in turns, so that no size exceeds it.
+    pub fn scratch(&self, tokens: u32) -> Scratch<u64> {
+        let pairs = u64::from(tokens.min(self.turn()) * self.spec.route.top_k);
+        let tiles = |tile| moe_sort::Spec { experts: self.spec.experts, tile }.tiles(pairs as u32);
+        let [inner, outputs] = [self.spec.width, self.spec.hidden].map(|n| u64::from(n.next_multiple_of(4)));
+        Scratch {
+            routes: pairs * size_of::<Route>() as u64,
+            order: 4 * pairs,
+            tiles: u64::from(TILES.map(tiles)[0].max(TILES.map(tiles)[1])) * size_of::<Tile>() as u64,
+            inner: 4 * pairs * inner,
+            outputs: 4 * pairs * outputs,
+        }
+    }
+
+    /// Tokens at a time: a multiple of 16, so that views of rows start where bindings may.
+    fn turn(&self) -> u32 {
+        let row = 4 * self.spec.route.top_k * self.spec.hidden.max(self.spec.width).next_multiple_of(4);
+        let tiles = 65_535 * TILES[0] / self.spec.route.top_k / 2;
+        let most = u32::try_from(self.binding_bytes / u64::from(row)).unwrap_or(u32::MAX).min(tiles);
+        (most / 16 * 16).max(16)
+    }
+
+    /// Adds the layer's dispatches.
+    ///
+    /// # Panics
+    /// When tensors or scratch do not fit the spec or the tokens.
+    pub fn record(&self, recording: &mut Recording, args: &Args) {
+        let turn = self.turn();
+        for first in (0..args.tokens).step_by(turn as usize) {
+            let tokens = turn.min(args.tokens - first);
+            let part = |rows: &Activations| {
+                let from = 4 * u64::from(first * rows.stride);
+                Activations { view: rows.view.part(from, rows.view.size() - from), ..rows.clone() }
+            };
+            let (logits, x, y) = (part(args.logits), part(args.x), part(args.y));
+            self.record_turn(recording, args, [&logits, &x, &y], tokens);
+        }
+    }
+
+    fn record_turn(&self, recording: &mut Recording, args: &Args, rows: [&Activations; 3], tokens: u32) {
+        let [logits, x, y] = rows;
+        let Spec { scale, experts, hidden, width, accumulate, .. } = self.spec;
+        let top_k = self.spec.route.top_k;
+        let pairs = tokens * top_k;
+        let scratch = args.scratch;
+        let fits = [(args.gate_up, [2 * width, hidden]), (args.down, [hidden, width])];
+        for (matrices, [rows, columns]) in fits {
+            let found = [matrices.count, matrices.rows(), matrices.weights.columns as u32];
+            assert!(found == [experts, rows, columns], "a MoE layer of {:?} got matrices {found:?}", self.spec);
+        }
+        let params = moe_route::Params { tokens, stride: logits.stride, scale };
+        self.route.record(recording, params, logits.view.clone(), args.bias.clone(), scratch.routes.clone());
+
+        let inner = Activations::rows(scratch.inner.clone(), width);
+        let each = pairs as f32 / experts as f32;
+        let [up, down] = &self.gemv;
+        if each < self.crossover.gemm_from {
+            up.record_up(recording, args.gate_up, scratch.routes.clone(), x, &inner, tokens);
+            down.record_down(recording, args.down, scratch.routes.clone(), &inner, x, y, tokens, accumulate);
+            return;
+        }
+        let Tiled { sort, gemm: [up, down] } = &self.tiled[usize::from(each >= self.crossover.wide_from)];
+        let (order, tiles) = (scratch.order.clone(), scratch.tiles.clone());
+        let outputs = Activations::rows(scratch.outputs.clone(), hidden);
+        sort.record(recording, pairs, scratch.routes.clone(), order.clone(), tiles.clone());
+        up.record(recording, args.gate_up, order.clone(), tiles.clone(), x, &inner, (tokens, top_k));
+        down.record(recording, args.down, order, tiles, &inner, &outputs, (tokens, top_k));
+        let params = moe_combine::Params {
+            tokens,
+            length: hidden,
+            x_stride: x.stride,
+            outputs_stride: outputs.stride,
+            y_stride: y.stride,
+        };
+        let (routes, outputs) = (scratch.routes.clone(), outputs.view);
+        self.combine.record(recording, params, routes, outputs, x.view.clone(), y.view.clone());
+    }
+}
