@@ -26,10 +26,12 @@ mod tests {
 
     #[test]
     fn rows_are_gates_and_ups_in_turn() {
-        let rows = [vec![100.0, 0.0], vec![0.0, 3.0], vec![-100.0, 0.0], vec![0.0, 5.0]];
-        assert_eq!(up(&rows, &[1.0, 2.0]), [600.0, -3.720076e-41]);
+        let rows = [vec![100.0, 0.0], vec![0.0, 3.0], vec![0.0, -1.0], vec![5.0, 0.0]];
+        let found = up(&rows, &[1.0, 2.0]);
+        let silu = -2.0 / (1.0 + 2f32.exp());
+        assert!(found[0] == 600.0 && (found[1] - 5.0 * silu).abs() < 1e-6, "{found:?}");
         let mut sums = [1.0, 1.0, 1.0, 1.0];
         down(&mut sums, 0.5, &rows, &[1.0, 2.0]);
-        assert_eq!(sums, [51.0, 4.0, -49.0, 6.0]);
+        assert_eq!(sums, [51.0, 4.0, 0.0, 3.5]);
     }
 }
