@@ -90,6 +90,12 @@ pub enum Error {
         /// The most that can be merged.
         most: usize,
     },
+    /// A model gave logits that are no numbers: its weights, or a kernel, are at fault.
+    #[error("the logits at position {position} are not finite numbers (lamina check holds the kernels against the CPU)")]
+    NotFinite {
+        /// The position in the sequence, from 0.
+        position: usize,
+    },
     /// A checkpoint, configuration or tokenizer holds something else than it must.
     #[error("{file}: {what}: expected {expected}, found {found}", file = file.display())]
     Invalid {

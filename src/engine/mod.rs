@@ -2,8 +2,12 @@
 
 mod bisect;
 mod cache;
+mod generate;
 mod pages;
+mod step;
 
 pub use bisect::{run_until, stages};
+pub use generate::Request;
 pub use cache::{Cache, CacheShape, LatentPages, State};
 pub use pages::{PageCopy, Pages, SequenceId};
+pub use step::{Engine, Options};

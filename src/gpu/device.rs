@@ -15,6 +15,14 @@ use crate::error::Result;
 #[derive(Clone)]
 pub struct Device(Arc<Kind>);
 
+/// A copy to the host that is under way.
+pub struct Reading(Read);
+
+enum Read {
+    Gpu(super::gpu::Reading),
+    Done(Vec<Vec<u8>>),
+}
+
 enum Kind {
     Gpu(Box<Gpu>),
     Cpu(Caps),
@@ -140,6 +148,30 @@ impl Device {
         match &*self.0 {
             Kind::Gpu(gpu) => gpu.read(views).await,
             Kind::Cpu(_) => Ok(views.iter().map(host::read).collect()),
+        }
+    }
+
+    /// Starts to copy the views to the host, as they are after all that was submitted so far. What is
+    /// submitted meanwhile does not hold up [`Device::finish`].
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub fn start_read(&self, views: &[View]) -> Result<Reading> {
+        Ok(Reading(match &*self.0 {
+            Kind::Gpu(gpu) => Read::Gpu(gpu.start_read(views)?),
+            Kind::Cpu(_) => Read::Done(views.iter().map(host::read).collect()),
+        }))
+    }
+
+    /// The contents of the views of [`Device::start_read`] on the same device.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub async fn finish(&self, reading: Reading) -> Result<Vec<Vec<u8>>> {
+        match (&*self.0, reading.0) {
+            (Kind::Gpu(gpu), Read::Gpu(reading)) => gpu.finish_read(reading).await,
+            (_, Read::Done(bytes)) => Ok(bytes),
+            (Kind::Cpu(_), Read::Gpu(_)) => panic!("a read-back is finished on the device that it was started on"),
         }
     }
 

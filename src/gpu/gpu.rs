@@ -151,55 +151,70 @@ impl Gpu {
         self.explain("a copy", scopes.pop())
     }
 
-    /// Copies the views to the host, in one submission. Waits for all that was submitted before.
-    pub async fn read(&self, views: &[View]) -> Result<Vec<Vec<u8>>> {
-        let total: u64 = views.iter().map(|v| v.size.next_multiple_of(8)).sum();
-        if total == 0 {
-            return Ok(vec![Vec::new(); views.len()]);
-        }
+    /// Starts to copy the views to the host, in one submission, behind all that was submitted before.
+    pub fn start_read(&self, views: &[View]) -> Result<Reading> {
+        let sizes: Vec<u64> = views.iter().map(|v| v.size).collect();
+        let total: u64 = sizes.iter().map(|size| size.next_multiple_of(8)).sum();
+        let asked = format!("a read-back of {total} bytes");
         let scopes = Scopes::push(&self.device);
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read-back"),
-            size: total,
+            size: total.max(8),
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut at = 0;
-        for view in views {
+        for view in views.iter().filter(|view| view.size > 0) {
             encoder.copy_buffer_to_buffer(gpu_buffer(view), view.offset, &staging, at, view.size);
             at += view.size.next_multiple_of(8);
         }
-        self.queue.submit([encoder.finish()]);
-        let asked = format!("a read-back of {total} bytes");
-        let (done, wait) = futures::channel::oneshot::channel();
+        let submission = self.queue.submit([encoder.finish()]);
+        let (done, mapped) = futures::channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only when the caller has stopped waiting.
             let _ = done.send(result);
         });
         self.explain(&asked, scopes.pop())?;
-        self.wait(&asked)?;
-        let answer = wait.await;
+        Ok(Reading { staging, sizes, asked, submission, mapped })
+    }
+
+    /// What was copied, once the GPU has got there.
+    pub async fn finish_read(&self, reading: Reading) -> Result<Vec<Vec<u8>>> {
+        let Reading { staging, sizes, asked, submission, mapped } = reading;
+        self.wait_for(&asked, Some(submission))?;
+        let answer = mapped.await;
         if !matches!(answer, Ok(Ok(()))) {
             self.explain(&asked, None)?;
             return Err(self.driver(&asked, format!("{answer:?}")));
         }
         let mapped = staging.get_mapped_range(..).map_err(|e| self.driver(&asked, e.to_string()))?;
         let mut at = 0;
-        let mut read = Vec::with_capacity(views.len());
-        for view in views {
-            read.push(mapped[at as usize..(at + view.size) as usize].to_vec());
-            at += view.size.next_multiple_of(8);
+        let mut read = Vec::with_capacity(sizes.len());
+        for size in sizes {
+            read.push(mapped[at as usize..(at + size) as usize].to_vec());
+            at += size.next_multiple_of(8);
         }
         Ok(read)
     }
 
+    /// Copies the views to the host and waits for it.
+    pub async fn read(&self, views: &[View]) -> Result<Vec<Vec<u8>>> {
+        let reading = self.start_read(views)?;
+        self.finish_read(reading).await
+    }
+
     /// Waits until the GPU has done all that was submitted. In a browser the event loop does that.
     pub fn wait(&self, asked: &str) -> Result<()> {
+        self.wait_for(asked, None)
+    }
+
+    /// Waits for one submission and those before it; for all of them where none is named.
+    fn wait_for(&self, asked: &str, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         if cfg!(target_arch = "wasm32") {
             return Ok(());
         }
-        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        let polled = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
         self.explain(asked, None)?;
         polled.map(drop).map_err(|error| self.driver(asked, error.to_string()))
     }
@@ -229,6 +244,15 @@ impl Gpu {
     pub fn driver(&self, asked: &str, found: String) -> Error {
         Error::Driver { adapter: self.caps.label(), asked: asked.into(), found }
     }
+}
+
+/// A copy to the host that is under way.
+pub(super) struct Reading {
+    staging: wgpu::Buffer,
+    sizes: Vec<u64>,
+    asked: String,
+    submission: wgpu::SubmissionIndex,
+    mapped: futures::channel::oneshot::Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
 }
 
 pub(super) fn gpu_buffer(view: &View) -> &wgpu::Buffer {

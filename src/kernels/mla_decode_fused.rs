@@ -84,6 +84,15 @@ impl Spec {
 /// (Head, token) rows of a block: their absorbed queries stand in workgroup memory together.
 const ROWS: u32 = 4;
 
+/// The most (new token, split) pairs of a step for which absorbing in workgroup memory is taken.
+const FEW: usize = 4;
+
+/// Whether the kernel is taken for a step: a tuning. It saves two dispatches, and builds the absorbed
+/// queries again in each split.
+pub fn wins(tokens: u32, plan: &Plan) -> bool {
+    tokens as usize * plan.splits.len() <= FEW
+}
+
 /// What a call reads and writes.
 pub struct Args<'a> {
     /// `[sequences]` [`Sequence`].

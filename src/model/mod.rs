@@ -2,8 +2,11 @@
 
 pub mod config;
 pub mod families;
+mod attention;
 mod fields;
+pub mod forward;
 pub mod load;
+mod mlp;
 mod pack;
 pub mod plan;
 mod read;

@@ -1,0 +1,428 @@
+//! One step of a model: which tokens of which sequences, recorded and submitted, with the next tokens
+//! sampled behind it. What is read back is one record a sequence.
+
+use super::cache::{Cache, CacheShape};
+use super::pages::SequenceId;
+use super::run_until;
+use crate::error::{Error, Result};
+use crate::gpu::{Device, Reading, Recording, View};
+use crate::kernels::plan::{self, Borders, Dispatch, Plan, Target};
+use crate::kernels::sample::{self, Record, Sample, Sampler};
+use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Split};
+use crate::model::Model;
+use crate::model::forward::{Decode, Forward, Limits, Step};
+use crate::num::record::RecordFormat;
+
+/// What an engine is allocated for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Tokens of the longest context, prompt and answer together.
+    pub context: u32,
+    /// Sequences at a time.
+    pub sequences: u32,
+    /// New tokens of a step: longer prompts go in several.
+    pub step_tokens: u32,
+    /// Tokens of a cache page: 16, 32, 64 or 128.
+    pub page: u32,
+    /// How the cache stores records.
+    pub format: RecordFormat,
+    /// How attention over the cache runs.
+    pub decode: Decode,
+    /// The same bits for a sequence alone and in any batch.
+    pub deterministic: bool,
+    /// The stages of a step that run on the CPU twins, up to this one, to find a fault.
+    pub reference_until: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            context: 4096,
+            sequences: 1,
+            step_tokens: 256,
+            page: 64,
+            format: RecordFormat::F16,
+            decode: Decode::Auto,
+            deterministic: false,
+            reference_until: None,
+        }
+    }
+}
+
+/// Where a step's ids come from.
+#[derive(Clone, Copy, PartialEq)]
+enum Ids<'a> {
+    Given(&'a [u32]),
+    /// The last step sampled them: one a sequence, in the same order.
+    Sampled,
+}
+
+/// What a recording depends on; all else is in buffers.
+#[derive(Clone, PartialEq)]
+struct Shape {
+    tokens: u32,
+    most_tokens: u32,
+    logits: u32,
+    sampled_ids: bool,
+    samples: Option<usize>,
+    dispatches: Vec<Dispatch>,
+    sequences: usize,
+}
+
+/// A model with its cache on one device.
+pub struct Engine {
+    device: Device,
+    model: Model,
+    options: Options,
+    /// Rows of logits of a step, at most.
+    logits: u32,
+    forward: Forward,
+    cache: Cache,
+    sample: Sample,
+    target: Target,
+    facts: Facts,
+    /// The last recording: the next step of the same shape submits it again.
+    recorded: Option<(Shape, Recording)>,
+    /// Which of the two buffers of records the next step writes.
+    turn: usize,
+}
+
+/// The most bytes of a step's logits, where one sequence does not need more.
+const LOGITS_BYTES: u32 = 32 << 20;
+
+/// The buffers of a step's facts.
+struct Facts {
+    batch: View,
+    rows: View,
+    ids: View,
+    block_table: View,
+    splits: View,
+    picked: View,
+    /// `[logits]` [`Row`], of the picked rows.
+    picked_rows: View,
+    samplers: View,
+    seen: View,
+    /// The sampled ids.
+    tokens: View,
+    /// [`Record`]s, of this step and of the one before it.
+    records: [View; 2],
+}
+
+/// Workgroups that fill a device once, as far as its kind tells: no API says how many units it has.
+fn workgroups(device: &Device) -> u32 {
+    use crate::gpu::DeviceType::{Cpu, Discrete};
+    match device.caps().device_type {
+        Discrete => 264,
+        Cpu => 8,
+        _ => 48,
+    }
+}
+
+impl Engine {
+    /// Allocates all memory that steps need.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and [`Error::Usage`] for numbers that make no sense.
+    pub fn new(device: &Device, model: Model, options: &Options) -> Result<Engine> {
+        let numbers = [
+            ("the context", options.context, 1),
+            ("sequences", options.sequences, 1),
+            ("tokens of a step", options.step_tokens, options.sequences),
+        ];
+        for (what, found, least) in numbers {
+            if found < least {
+                let (expected, found) = (format!("at least {least}"), found.to_string());
+                return Err(Error::Usage { what: what.into(), expected, found });
+            }
+        }
+        let mla = &model.config.mla;
+        let sequence_pages = options.context.div_ceil(options.page);
+        // A page more for each sequence: one that stops sharing its last page holds both for a moment.
+        let pages = (sequence_pages + 1) * options.sequences;
+        let shape = CacheShape {
+            layers: model.config.attentions(),
+            latent: mla.latent,
+            rope: mla.rope,
+            format: options.format,
+            page: options.page,
+            pages,
+            most_tokens: options.context,
+        };
+        let cache = Cache::new(device, &shape)?;
+        let heads = mla.heads;
+        let mut target = Target {
+            page: options.page,
+            chunk_pages: cache.chunk_pages(),
+            heads,
+            rows: 16,
+            workgroups: workgroups(device),
+            partials: 0,
+            borders: if options.deterministic { Borders::Own } else { Borders::Balanced },
+        };
+        let step_tokens = options.step_tokens.min(options.context * options.sequences);
+        let partials = target.partials_for(step_tokens, step_tokens, options.sequences, pages, sequence_pages);
+        target.partials = partials;
+        // Prompts need logits of their last token alone; more at a time are a matter of `Engine::logits`.
+        let affordable = LOGITS_BYTES / (4 * model.config.vocab.next_multiple_of(4));
+        let logits = affordable.clamp(options.sequences, step_tokens);
+        let limits = Limits {
+            tokens: step_tokens,
+            usual_tokens: 1,
+            logits,
+            partials,
+            context: options.context,
+            page: options.page,
+            format: options.format,
+            decode: options.decode,
+        };
+        let forward = Forward::new(device, &model, &limits)?;
+        target.rows = forward.block_rows();
+        let alloc = |bytes: u64, label: &str| Ok(device.alloc(bytes, label)?.view());
+        let of = |count: u32, size: usize, label: &str| alloc(u64::from(count) * size as u64, label);
+        let records = |label| of(logits, size_of::<Record>(), label);
+        let slots = options.sequences;
+        let facts = Facts {
+            batch: of(slots, size_of::<Sequence>(), "batch")?,
+            rows: of(step_tokens, size_of::<Row>(), "rows")?,
+            ids: of(step_tokens, 4, "ids")?,
+            block_table: of(pages, 4, "block table")?,
+            splits: of(partials, size_of::<Split>(), "splits")?,
+            picked: of(logits, 4, "picked rows")?,
+            picked_rows: of(logits, size_of::<Row>(), "facts of picked rows")?,
+            samplers: of(slots, size_of::<Sampler>(), "samplers")?,
+            seen: of(slots, 4 * model.config.vocab.div_ceil(32) as usize, "seen ids")?,
+            tokens: of(logits, 4, "sampled ids")?,
+            records: [records("records of even steps")?, records("records of odd steps")?],
+        };
+        let sample = Sample::new(&sample::Spec, &Sample::tuning(&sample::Spec, device.caps()).variant.tuning);
+        let options = Options { step_tokens, ..options.clone() };
+        let device = device.clone();
+        Ok(Engine { device, model, options, logits, forward, cache, sample, target, facts, recorded: None, turn: 0 })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What it was allocated for.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Tokens that a sequence has in the cache.
+    pub fn tokens(&self, id: SequenceId) -> usize {
+        self.cache.pages().tokens(id)
+    }
+
+    /// A new sequence, with the sampler of its next tokens.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] where there are as many as the engine was allocated for; faults of the driver.
+    pub fn create(&mut self, sampler: &Sampler) -> Result<SequenceId> {
+        sampler.check()?;
+        let id = self.cache.create();
+        if id.slot() >= self.options.sequences {
+            self.cache.free(id);
+            let limit = u64::from(self.options.sequences);
+            return Err(Error::Capacity { what: "sequences".into(), asked: limit + 1, limit });
+        }
+        self.device.write(&self.facts.samplers, u64::from(id.slot()) * size_of::<Sampler>() as u64, &[*sampler])?;
+        self.see(id, &[])?;
+        Ok(id)
+    }
+
+    /// Sets the ids that the repetition penalty of a sequence counts; those it samples are added.
+    ///
+    /// # Errors
+    /// Faults of the driver.
+    pub fn see(&mut self, id: SequenceId, ids: &[u32]) -> Result<()> {
+        let words = sample::seen(self.model.config.vocab, ids);
+        self.device.write(&self.facts.seen, u64::from(id.slot()) * size_of_val(&words[..]) as u64, &words)
+    }
+
+    /// Forgets a sequence.
+    pub fn free(&mut self, id: SequenceId) {
+        self.cache.free(id);
+    }
+
+    /// Forgets a sequence's tokens from `tokens` on.
+    pub fn truncate(&mut self, id: SequenceId, tokens: usize) {
+        self.cache.truncate(id, tokens);
+    }
+
+    /// Appends `ids` to a sequence, in as many steps as they need, and with `sample` samples its next
+    /// token with `seed`. What was read before the last step is awaited.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`] and [`Error::OutOfPages`] where they do not fit, [`Error::Usage`] for an id outside
+    /// the vocabulary, and faults of the driver.
+    pub async fn feed(&mut self, id: SequenceId, ids: &[u32], seed: u32) -> Result<Reading> {
+        self.check(ids)?;
+        let mut parts = ids.chunks(self.options.step_tokens as usize).peekable();
+        while let Some(part) = parts.next() {
+            if parts.peek().is_some() {
+                self.submit(&[(id, part.len() as u32, seed)], Ids::Given(part), &[], false).await?;
+            } else {
+                let last = part.len() as u32 - 1;
+                self.submit(&[(id, part.len() as u32, seed)], Ids::Given(part), &[last], true).await?;
+            }
+        }
+        self.start_read(1)
+    }
+
+    /// The next token of each sequence, from the one that the last step sampled for it. The sequences are
+    /// those of that step, in its order; with the seed of each.
+    ///
+    /// # Errors
+    /// As [`Engine::feed`].
+    pub async fn decode(&mut self, sequences: &[(SequenceId, u32)]) -> Result<Reading> {
+        let work: Vec<(SequenceId, u32, u32)> = sequences.iter().map(|(id, seed)| (*id, 1, *seed)).collect();
+        let picked: Vec<u32> = (0..work.len() as u32).collect();
+        self.submit(&work, Ids::Sampled, &picked, true).await?;
+        self.start_read(sequences.len())
+    }
+
+    /// The records of a step, once it has run.
+    ///
+    /// # Errors
+    /// Faults of the driver.
+    pub async fn records(&self, reading: Reading) -> Result<Vec<Record>> {
+        let bytes = self.device.finish(reading).await?.remove(0);
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// Appends `ids` to a sequence and gives the logits of each, `[ids, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Engine::feed`].
+    pub async fn logits(&mut self, id: SequenceId, ids: &[u32]) -> Result<Vec<f32>> {
+        self.check(ids)?;
+        let (vocab, stride) = (self.model.config.vocab as usize, self.forward.logits.stride as usize);
+        let mut all = Vec::with_capacity(ids.len() * vocab);
+        for part in ids.chunks(self.options.step_tokens.min(self.logits) as usize) {
+            let picked: Vec<u32> = (0..part.len() as u32).collect();
+            self.submit(&[(id, part.len() as u32, 0)], Ids::Given(part), &picked, false).await?;
+            let bytes = self.device.read(&[self.forward.logits.view.clone()]).await?.remove(0);
+            let logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+            all.extend(logits.chunks(stride).take(part.len()).flat_map(|row| &row[..vocab]));
+        }
+        Ok(all)
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.model.config.vocab;
+        if let Some(id) = ids.iter().find(|id| **id >= vocab) {
+            let expected = format!("below the vocabulary's {vocab}");
+            return Err(Error::Usage { what: "a token id".into(), expected, found: id.to_string() });
+        }
+        if ids.is_empty() {
+            let (what, expected, found) = ("the tokens".into(), "at least one".into(), "none".into());
+            return Err(Error::Usage { what, expected, found });
+        }
+        Ok(())
+    }
+
+    fn start_read(&self, count: usize) -> Result<Reading> {
+        let written = &self.facts.records[1 - self.turn];
+        self.device.start_read(&[written.part(0, (count * size_of::<Record>()) as u64)])
+    }
+
+    /// Makes room in the cache, writes the step's facts, and submits it. Each of `work` is a sequence, its
+    /// new tokens, and its seed.
+    async fn submit(
+        &mut self,
+        work: &[(SequenceId, u32, u32)],
+        ids: Ids<'_>,
+        picked: &[u32],
+        sample: bool,
+    ) -> Result<()> {
+        for (id, tokens, _) in work {
+            self.cache.append(*id, *tokens as usize)?;
+        }
+        let counts: Vec<(SequenceId, u32)> = work.iter().map(|(id, tokens, _)| (*id, *tokens)).collect();
+        let (mut batch, table) = self.cache.batch(&counts);
+        batch.iter_mut().zip(work).for_each(|(sequence, (.., seed))| sequence.seed = *seed);
+        let plan = plan::plan(&mut batch, &table, &self.target)?;
+        let rows = Sequence::rows(&batch);
+        let picked_rows: Vec<Row> = picked.iter().map(|row| rows[*row as usize]).collect();
+        let facts = &self.facts;
+        self.device.write(&facts.batch, 0, &batch)?;
+        self.device.write(&facts.rows, 0, &rows)?;
+        self.device.write(&facts.block_table, 0, &table)?;
+        self.device.write(&facts.splits, 0, &plan.splits)?;
+        if let Ids::Given(ids) = ids {
+            self.device.write(&facts.ids, 0, ids)?;
+        }
+        if !picked.is_empty() {
+            self.device.write(&facts.picked, 0, picked)?;
+            self.device.write(&facts.picked_rows, 0, &picked_rows)?;
+        }
+        let shape = Shape {
+            tokens: rows.len() as u32,
+            most_tokens: batch.iter().map(|s| s.tokens).max().unwrap_or(0),
+            logits: picked.len() as u32,
+            sampled_ids: ids == Ids::Sampled,
+            samples: sample.then_some(self.turn),
+            dispatches: plan.dispatches.clone(),
+            sequences: work.len(),
+        };
+        let recording = match self.recorded.take() {
+            Some((of, recording)) if of == shape => recording,
+            _ => self.record(&shape, &plan),
+        };
+        match &self.options.reference_until {
+            Some(stage) => run_until(&self.device, &recording, stage).await?,
+            None => self.device.submit(&recording)?,
+        }
+        self.recorded = Some((shape, recording));
+        if sample {
+            self.turn = 1 - self.turn;
+        }
+        Ok(())
+    }
+
+    fn record(&self, shape: &Shape, plan: &Plan) -> Recording {
+        let facts = &self.facts;
+        let cache: Vec<&[CacheChunk]> = (0..self.model.config.attentions()).map(|i| self.cache.latent(i)).collect();
+        let step = Step {
+            batch: facts.batch.clone(),
+            rows: facts.rows.clone(),
+            ids: if shape.sampled_ids { facts.tokens.clone() } else { facts.ids.clone() },
+            block_table: facts.block_table.clone(),
+            splits: facts.splits.clone(),
+            picked: facts.picked.clone(),
+            plan,
+            tokens: shape.tokens,
+            most_tokens: shape.most_tokens,
+            logits: shape.logits,
+            cache: &cache,
+        };
+        let mut recording = Recording::new();
+        self.forward.record(&mut recording, &self.model, &step);
+        if let Some(turn) = shape.samples {
+            recording.stage("sample");
+            let params = sample::Params {
+                rows: shape.logits,
+                vocabulary: self.model.config.vocab,
+                stride: self.forward.logits.stride,
+            };
+            let args = sample::Args {
+                batch: facts.batch.clone(),
+                rows: facts.picked_rows.clone(),
+                samplers: facts.samplers.clone(),
+                logits: self.forward.logits.view.clone(),
+                seen: facts.seen.clone(),
+                tokens: facts.tokens.clone(),
+                records: facts.records[turn].clone(),
+            };
+            self.sample.record(&mut recording, params, args);
+        }
+        recording
+    }
+}

@@ -1,0 +1,254 @@
+//! One attention of a step: projections, what it leaves in the latent cache, and absorbed attention over
+//! that cache (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+
+use super::config::{Growth, Mla};
+use super::forward::{Decode, Limits, Step, make, rows};
+use super::load::{AttentionWeights, Model};
+use crate::Result;
+use crate::gpu::{Device, Recording, View};
+use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
+use crate::kernels::mla_absorb::{self, MlaAbsorb};
+use crate::kernels::mla_append::{self, MlaAppend};
+use crate::kernels::mla_combine::{self, MlaCombine, Output};
+use crate::kernels::mla_decode::{self, MlaDecode};
+use crate::kernels::mla_decode_fused::{self, MlaDecodeFused};
+use crate::kernels::rms_norm::{self, RmsNorm};
+use crate::kernels::weights::WeightFormat;
+use crate::kernels::CacheChunk;
+
+/// The kernels of attention, and the memory between them.
+pub(super) struct Attention {
+    mla: Mla,
+    page: u32,
+    decode: Decode,
+    norm: RmsNorm,
+    append: MlaAppend,
+    /// By how `kv_b` is stored: the formats that the model's layers have.
+    by_format: Vec<(WeightFormat, ByFormat)>,
+    mla_decode: MlaDecode,
+    rope_table: View,
+    /// Queries or their compressed form, and the latent with its rope key.
+    input: Activations,
+    compressed: Option<Activations>,
+    queries: Option<Activations>,
+    /// Absorbed; there is none where every step is fused.
+    absorbed: Option<View>,
+    partials: View,
+    heads_out: Activations,
+    lse: View,
+}
+
+struct ByFormat {
+    absorb: MlaAbsorb,
+    combine: MlaCombine,
+    /// Partials, and values where every sequence has one split.
+    fused: [MlaDecodeFused; 2],
+}
+
+impl Attention {
+    pub fn new(device: &Device, model: &Model, limits: &Limits) -> Result<Attention> {
+        let mla = model.config.mla.clone();
+        let Mla { heads, latent, nope, rope, value, .. } = mla;
+        let layout = mla.rotation.layout;
+        let blocks = || model.layers.iter().flat_map(|layer| &layer.blocks);
+        let mut formats: Vec<WeightFormat> = blocks().map(|block| block.attention.kv_b.format).collect();
+        formats.dedup();
+        let tokens = limits.usual_tokens;
+        let by_format = |format: WeightFormat| {
+            let fused = |values| {
+                let (weights, format) = (format, limits.format);
+                let spec = mla_decode_fused::Spec { nope, rope, value, latent, weights, format, layout, values };
+                make(&spec, device)
+            };
+            let absorb = mla_absorb::Spec { nope, rope, value, latent, format, layout, tokens };
+            let combine = mla_combine::Spec { latent, nope, value, format, output: Output::Values, tokens };
+            let kernels = ByFormat {
+                absorb: make(&absorb, device),
+                combine: make(&combine, device),
+                fused: [false, true].map(fused),
+            };
+            (format, kernels)
+        };
+        let frequencies = mla.rotation.frequencies(limits.context);
+        let table = frequencies.table(limits.context);
+        let rope_table = match table.is_empty() {
+            true => device.alloc(16, "no rope")?,
+            false => device.upload(&table, "rope table")?,
+        };
+        let input = blocks().map(|block| block.attention.input.rows as u32).max().expect("a model has layers");
+        let of = |length, label| rows(device, limits.tokens, length, label);
+        let width = (latent + rope).next_multiple_of(8);
+        let absorbed = 4 * u64::from(limits.tokens) * u64::from(heads * width);
+        Ok(Attention {
+            page: limits.page,
+            decode: limits.decode,
+            norm: make(&rms_norm::Spec { branch: false }, device),
+            append: make(&mla_append::Spec { latent, rope, page: limits.page, format: limits.format, layout }, device),
+            by_format: formats.into_iter().map(by_format).collect(),
+            mla_decode: make(&mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens }, device),
+            rope_table: rope_table.view(),
+            input: of(input, "projections")?,
+            compressed: mla.q_rank.map(|rank| of(rank, "compressed queries")).transpose()?,
+            queries: mla.q_rank.map(|_| of(heads * (nope + rope), "queries")).transpose()?,
+            absorbed: match limits.decode {
+                Decode::Fused => None,
+                _ => Some(device.alloc(absorbed, "absorbed queries")?.view()),
+            },
+            partials: device.alloc(4 * u64::from(limits.partials * heads) * u64::from(latent + 4), "partials")?.view(),
+            heads_out: of(heads * value, "attention output")?,
+            lse: device.alloc(4 * u64::from(limits.tokens * heads), "log-sum-exps")?.view(),
+            mla,
+        })
+    }
+
+    /// Rows that a workgroup of the kernel folds, for the plan of a step.
+    pub fn block_rows(&self) -> u32 {
+        self.mla_decode.tuned().rows
+    }
+
+    /// `branch = attention(normed)`, with the new records written to the cache.
+    pub fn record(
+        &self,
+        recording: &mut Recording,
+        linear: &Linear,
+        weights: &AttentionWeights,
+        step: &Step,
+        cache: &[CacheChunk],
+        (normed, branch): (&Activations, &Activations),
+    ) {
+        let (mla, tokens) = (&self.mla, step.tokens);
+        let input = Activations { stride: (weights.input.rows as u32).next_multiple_of(4), ..self.input.clone() };
+        linear.record(recording, Epilogue::Store, &Product { weights: &weights.input, x: normed, y: &input, tokens });
+        let append = mla_append::Args {
+            batch: step.batch.clone(),
+            rows: step.rows.clone(),
+            block_table: step.block_table.clone(),
+            kv: input.view.clone(),
+            weight: weights.kv_norm.clone(),
+            rope_table: self.rope_table.clone(),
+            cache,
+            count: tokens,
+            kv_stride: input.stride,
+            kv_offset: weights.kv_offset,
+            eps: mla.eps,
+            scale: mla.latent_scale,
+        };
+        self.append.record(recording, &append);
+        let queries = match (&weights.query, &self.compressed, &self.queries) {
+            (Some((norm, q_b)), Some(compressed), Some(queries)) => {
+                let params = rms_norm::Params {
+                    rows: tokens,
+                    length: mla.q_rank.unwrap_or_default(),
+                    x_stride: input.stride,
+                    x_offset: 0,
+                    y_stride: compressed.stride,
+                    y_offset: 0,
+                    branch_stride: 0,
+                    eps: mla.eps,
+                    scale: 0.0,
+                };
+                let (x, y) = (input.view.clone(), compressed.view.clone());
+                self.norm.record(recording, params, x, None, norm.clone(), y);
+                linear.record(recording, Epilogue::Store, &Product { weights: q_b, x: compressed, y: queries, tokens });
+                queries
+            }
+            _ => &input,
+        };
+        self.attend(recording, weights, step, cache, queries);
+        let product = Product { weights: &weights.output, x: &self.heads_out, y: branch, tokens };
+        linear.record(recording, Epilogue::Store, &product);
+    }
+
+    /// Values of each head, from the queries and the cache.
+    fn attend(
+        &self,
+        recording: &mut Recording,
+        weights: &AttentionWeights,
+        step: &Step,
+        cache: &[CacheChunk],
+        queries: &Activations,
+    ) {
+        let Mla { heads, softmax_scale, q_scale, .. } = self.mla;
+        let format = weights.kv_b.format;
+        let (_, kernels) = self.by_format.iter().find(|(f, _)| *f == format).expect("the model's formats were listed");
+        let Growth { beta, length } = self.mla.growth.unwrap_or(Growth { beta: 0.0, length: 1 });
+        let scale = softmax_scale * q_scale;
+        let single = step.plan.splits.len() == distinct(step);
+        let fused = match (&self.absorbed, self.decode) {
+            (None, _) => true,
+            (Some(_), Decode::Auto) => single && mla_decode_fused::wins(step.tokens, step.plan),
+            (Some(_), _) => false,
+        };
+        if fused {
+            let args = mla_decode_fused::Args {
+                batch: step.batch.clone(),
+                splits: step.splits.clone(),
+                block_table: step.block_table.clone(),
+                q: queries.view.clone(),
+                kv_b: &weights.heads,
+                rope_table: self.rope_table.clone(),
+                cache,
+                output: if single { self.heads_out.view.clone() } else { self.partials.clone() },
+                plan: step.plan,
+                heads,
+                most_tokens: step.most_tokens,
+                page: self.page,
+                q_stride: queries.stride,
+                scale,
+                beta,
+                length,
+            };
+            kernels.fused[usize::from(single)].record(recording, &args);
+            if single {
+                return;
+            }
+        } else if let Some(absorbed) = &self.absorbed {
+            let args = mla_absorb::Args {
+                rows: step.rows.clone(),
+                q: queries.view.clone(),
+                kv_b: &weights.heads,
+                rope_table: self.rope_table.clone(),
+                queries: absorbed.clone(),
+                tokens: step.tokens,
+                heads,
+                q_stride: queries.stride,
+                scale,
+                beta,
+                length,
+            };
+            kernels.absorb.record(recording, &args);
+            let args = mla_decode::Args {
+                batch: step.batch.clone(),
+                splits: step.splits.clone(),
+                block_table: step.block_table.clone(),
+                queries: absorbed.clone(),
+                cache,
+                partials: self.partials.clone(),
+                plan: step.plan,
+                heads,
+                most_tokens: step.most_tokens,
+                page: self.page,
+            };
+            self.mla_decode.record(recording, &args);
+        }
+        let args = mla_combine::Args {
+            batch: step.batch.clone(),
+            rows: step.rows.clone(),
+            partials: self.partials.clone(),
+            kv_b: &weights.heads,
+            output: self.heads_out.view.clone(),
+            lse: self.lse.clone(),
+            tokens: step.tokens,
+            heads,
+        };
+        kernels.combine.record(recording, &args);
+    }
+}
+
+/// Sequences that have splits.
+fn distinct(step: &Step) -> usize {
+    let mut sequences: Vec<u32> = step.plan.splits.iter().map(|split| split.sequence).collect();
+    sequences.sort();
+    sequences.dedup();
+    sequences.len()
+}

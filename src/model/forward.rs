@@ -1,0 +1,254 @@
+//! The forward pass: what a step records, from token ids to logits. It submits nothing, holds no device
+//! and keeps nothing of a sequence: facts of sequences come in buffers, the cache is the engine's.
+
+use std::ops::Range;
+
+use super::attention::Attention;
+use super::config::{Config, Mlp};
+use super::load::{MlpWeights, Model};
+use super::mlp::MlpKernels;
+use crate::Result;
+use crate::gpu::{Device, Recording, View};
+use crate::kernels::add::{self, Add};
+use crate::kernels::embed::{self, Embed};
+use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
+use crate::kernels::plan::Plan;
+use crate::kernels::rms_norm::{self, RmsNorm};
+use crate::kernels::weights::{WeightFormat, Weights};
+use crate::kernels::{CacheChunk, Kernel};
+use crate::num::record::RecordFormat;
+
+/// How attention over the latent cache runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decode {
+    /// Whichever kernel the tuning takes for the step.
+    #[default]
+    Auto,
+    /// `mla_absorb`, then `mla_decode`.
+    Separate,
+    /// `mla_decode_fused`: absorbed queries are never written to device memory.
+    Fused,
+}
+
+/// What steps there are to be, at most.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// New tokens of a step.
+    pub tokens: u32,
+    /// New tokens of a sequence in a step that the kernels are tuned for.
+    pub usual_tokens: u32,
+    /// Rows of logits of a step.
+    pub logits: u32,
+    /// Rows of the plan's partials, in tokens.
+    pub partials: u32,
+    /// Tokens of a context.
+    pub context: u32,
+    /// Tokens of a cache page.
+    pub page: u32,
+    /// How the cache stores records.
+    pub format: RecordFormat,
+    /// How attention runs.
+    pub decode: Decode,
+}
+
+/// The facts of one step, in device memory and on the host.
+pub struct Step<'a> {
+    /// `[sequences]` `Sequence`.
+    pub batch: View,
+    /// `[tokens]` `Row`.
+    pub rows: View,
+    /// `[tokens]` u32, the new tokens' ids.
+    pub ids: View,
+    /// Page numbers, u32.
+    pub block_table: View,
+    /// The plan's splits.
+    pub splits: View,
+    /// `[logits]` u32, the rows of the step that get logits.
+    pub picked: View,
+    /// The splits of the contexts.
+    pub plan: &'a Plan,
+    /// New tokens.
+    pub tokens: u32,
+    /// The most new tokens of a sequence.
+    pub most_tokens: u32,
+    /// Rows that get logits.
+    pub logits: u32,
+    /// The latent cache of each attention.
+    pub cache: &'a [&'a [CacheChunk]],
+}
+
+/// The kernels and the memory between them, for one model on one device.
+pub struct Forward {
+    embed: Embed,
+    pick: Embed,
+    norm: RmsNorm,
+    add_norm: RmsNorm,
+    add: Add,
+    linear: Linear,
+    attention: Attention,
+    mlp: MlpKernels,
+    hidden: Activations,
+    normed: Activations,
+    branch: Activations,
+    /// What a shortcut gives, until the end of its layer.
+    shortcut: Option<Activations>,
+    picked: Activations,
+    /// `[logits, vocab]` f32, rows rounded up to 4.
+    pub logits: Activations,
+}
+
+pub(super) fn make<K: Kernel>(spec: &K::Spec, device: &Device) -> K {
+    K::new(spec, &K::tuning(spec, device.caps()).variant.tuning)
+}
+
+/// Memory for `rows` rows of `length` f32.
+pub(super) fn rows(device: &Device, rows: u32, length: u32, label: &str) -> Result<Activations> {
+    let size = 4 * u64::from(rows) * u64::from(length.next_multiple_of(4));
+    Ok(Activations::rows(device.alloc(size, label)?.view(), length))
+}
+
+impl Forward {
+    /// Makes the kernels and allocates what stands between them.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn new(device: &Device, model: &Model, limits: &Limits) -> Result<Forward> {
+        let config = &model.config;
+        let hidden = |label| rows(device, limits.tokens, config.hidden, label);
+        let shortcut = config.layers.iter().any(|layer| layer.shortcut.is_some());
+        Ok(Forward {
+            embed: make(&embed::Spec { format: model.embedding.format }, device),
+            pick: make(&embed::Spec { format: WeightFormat::F32 }, device),
+            norm: make(&rms_norm::Spec { branch: false }, device),
+            add_norm: make(&rms_norm::Spec { branch: true }, device),
+            add: make(&add::Spec, device),
+            linear: Linear::new(device.caps()),
+            attention: Attention::new(device, model, limits)?,
+            mlp: MlpKernels::new(device, model, limits)?,
+            hidden: hidden("hidden states")?,
+            normed: hidden("normalised hidden states")?,
+            branch: hidden("what a block adds")?,
+            shortcut: shortcut.then(|| hidden("what a shortcut adds")).transpose()?,
+            picked: rows(device, limits.logits, config.hidden, "rows for the head")?,
+            logits: rows(device, limits.logits, config.vocab, "logits")?,
+        })
+    }
+
+    /// (Token, head) rows that a workgroup of `mla_decode` folds, for the plan of a step.
+    pub fn block_rows(&self) -> u32 {
+        self.attention.block_rows()
+    }
+
+    /// The hidden states, `[tokens, hidden]`, as the last recorded layers leave them.
+    pub fn hidden(&self) -> &Activations {
+        &self.hidden
+    }
+
+    /// Records a whole step: embeddings, all layers, and the logits of the picked rows.
+    pub fn record(&self, recording: &mut Recording, model: &Model, step: &Step) {
+        recording.stage("embed");
+        self.embed(recording, model, step);
+        self.layers(recording, model, step, 0..model.layers.len());
+        recording.stage("head");
+        self.head(recording, model, step);
+    }
+
+    /// Embeddings of the step's ids into the hidden states.
+    pub fn embed(&self, recording: &mut Recording, model: &Model, step: &Step) {
+        let Weights { stride, chunks, .. } = &model.embedding;
+        let sizes = embed::Sizes {
+            tokens: step.tokens,
+            length: model.config.hidden,
+            table_stride: *stride as u32,
+            y_stride: self.hidden.stride,
+            scale: model.config.embedding_scale,
+        };
+        let table: Vec<(u32, View)> = chunks.iter().map(|chunk| (chunk.rows as u32, chunk.view.clone())).collect();
+        self.embed.record(recording, sizes, step.ids.clone(), &table, self.hidden.view.clone());
+    }
+
+    /// Some layers: hidden states in, hidden states out.
+    pub fn layers(&self, recording: &mut Recording, model: &Model, step: &Step, range: Range<usize>) {
+        let config = &model.config;
+        let mut attention: usize = config.layers[..range.start].iter().map(|layer| layer.mlps.len()).sum();
+        // What the last block gave and the next norm adds.
+        let mut pending = false;
+        for index in range {
+            let (layer, weights) = (&config.layers[index], &model.layers[index]);
+            for (block, (mlp, weights)) in layer.mlps.iter().zip(&weights.blocks).enumerate() {
+                let part = if layer.mlps.len() > 1 { format!(".{block}") } else { String::new() };
+                recording.stage(&format!("layers.{index}{part}.attention"));
+                self.normalise(recording, config, step.tokens, pending, &weights.attention_norm);
+                let io = (&self.normed, &self.branch);
+                self.attention.record(recording, &self.linear, &weights.attention, step, step.cache[attention], io);
+                attention += 1;
+
+                recording.stage(&format!("layers.{index}{part}.mlp"));
+                self.normalise(recording, config, step.tokens, true, &weights.mlp_norm);
+                let shortcut = layer.shortcut.as_ref().zip(model.layers[index].shortcut.as_ref());
+                if let (0, Some(shortcut), Some(y)) = (block, shortcut, &self.shortcut) {
+                    self.mlp.moe(recording, &self.linear, shortcut, (&self.normed, y), step.tokens);
+                }
+                match (mlp, &weights.mlp) {
+                    (Mlp::Dense { width }, MlpWeights::Dense(weights)) => {
+                        let io = (&self.normed, &self.branch);
+                        self.mlp.dense(recording, &self.linear, (*width, weights), io, step.tokens);
+                    }
+                    (Mlp::Moe(moe), MlpWeights::Moe(weights)) => {
+                        let io = (&self.normed, &self.branch);
+                        self.mlp.moe(recording, &self.linear, (moe, weights), io, step.tokens);
+                    }
+                    _ => unreachable!("weights are loaded as the configuration says"),
+                }
+                pending = true;
+            }
+            if let (Some(_), Some(shortcut)) = (&layer.shortcut, &self.shortcut) {
+                self.add(recording, step.tokens, shortcut, 1.0);
+            }
+        }
+        if pending {
+            self.add(recording, step.tokens, &self.branch, config.residual_scale);
+        }
+    }
+
+    /// Logits of the picked rows.
+    pub fn head(&self, recording: &mut Recording, model: &Model, step: &Step) {
+        let config = &model.config;
+        self.normalise(recording, config, step.tokens, false, &model.norm);
+        let sizes = embed::Sizes {
+            tokens: step.logits,
+            length: config.hidden,
+            table_stride: self.normed.stride,
+            y_stride: self.picked.stride,
+            scale: config.logits_scale,
+        };
+        let table = [(step.tokens, self.normed.view.clone())];
+        self.pick.record(recording, sizes, step.picked.clone(), &table, self.picked.view.clone());
+        let product = Product { weights: &model.head, x: &self.picked, y: &self.logits, tokens: step.logits };
+        self.linear.record(recording, Epilogue::Store, &product);
+    }
+
+    /// `normed = norm(hidden)`, where a branch is pending after `hidden += residual_scale * branch`.
+    fn normalise(&self, recording: &mut Recording, config: &Config, tokens: u32, pending: bool, weight: &View) {
+        let params = rms_norm::Params {
+            rows: tokens,
+            length: config.hidden,
+            x_stride: self.hidden.stride,
+            x_offset: 0,
+            y_stride: self.normed.stride,
+            y_offset: 0,
+            branch_stride: if pending { self.branch.stride } else { 0 },
+            eps: config.eps,
+            scale: if pending { config.residual_scale } else { 0.0 },
+        };
+        let norm = if pending { &self.add_norm } else { &self.norm };
+        let branch = pending.then(|| self.branch.view.clone());
+        norm.record(recording, params, self.hidden.view.clone(), branch, weight.clone(), self.normed.view.clone());
+    }
+
+    /// `hidden += scale * y`. Rows are padded to 4, which may hold anything: so may the sum's padding.
+    fn add(&self, recording: &mut Recording, tokens: u32, y: &Activations, scale: f32) {
+        let params = add::Params { length: tokens * self.hidden.stride, scale };
+        self.add.record(recording, params, self.hidden.view.clone(), y.view.clone());
+    }
+}
