@@ -91,7 +91,9 @@ pub enum Error {
         most: usize,
     },
     /// A model gave logits that are no numbers: its weights, or a kernel, are at fault.
-    #[error("the logits at position {position} are not finite numbers (lamina check holds the kernels against the CPU)")]
+    #[error(
+        "the logits at position {position} are not finite numbers (lamina check holds the kernels against the CPU)"
+    )]
     NotFinite {
         /// The position in the sequence, from 0.
         position: usize,

@@ -7,7 +7,7 @@ mod pages;
 mod step;
 
 pub use bisect::{run_until, stages};
-pub use generate::Request;
 pub use cache::{Cache, CacheShape, LatentPages, State};
+pub use generate::Request;
 pub use pages::{PageCopy, Pages, SequenceId};
 pub use step::{Engine, Options};

@@ -308,7 +308,7 @@ impl Engine {
         for part in ids.chunks(self.options.step_tokens.min(self.logits) as usize) {
             let picked: Vec<u32> = (0..part.len() as u32).collect();
             self.submit(&[(id, part.len() as u32, 0)], Ids::Given(part), &picked, false).await?;
-            let bytes = self.device.read(&[self.forward.logits.view.clone()]).await?.remove(0);
+            let bytes = self.device.read(std::slice::from_ref(&self.forward.logits.view)).await?.remove(0);
             let logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
             all.extend(logits.chunks(stride).take(part.len()).flat_map(|row| &row[..vocab]));
         }

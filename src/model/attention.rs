@@ -6,6 +6,7 @@ use super::forward::{Decode, Limits, Step, make, rows};
 use super::load::{AttentionWeights, Model};
 use crate::Result;
 use crate::gpu::{Device, Recording, View};
+use crate::kernels::CacheChunk;
 use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
 use crate::kernels::mla_absorb::{self, MlaAbsorb};
 use crate::kernels::mla_append::{self, MlaAppend};
@@ -14,7 +15,6 @@ use crate::kernels::mla_decode::{self, MlaDecode};
 use crate::kernels::mla_decode_fused::{self, MlaDecodeFused};
 use crate::kernels::rms_norm::{self, RmsNorm};
 use crate::kernels::weights::WeightFormat;
-use crate::kernels::CacheChunk;
 
 /// The kernels of attention, and the memory between them.
 pub(super) struct Attention {

@@ -1,8 +1,8 @@
 //! Models: what a configuration says, which tensors belong to it, and the tensors on a device.
 
+mod attention;
 pub mod config;
 pub mod families;
-mod attention;
 mod fields;
 pub mod forward;
 pub mod load;

@@ -1,0 +1,147 @@
+//! Whole models against their reference implementations: the tiny checkpoints of every architecture that
+//! stand beside the repository, on every adapter and on the `cpu` device. See their README for how they were made.
+
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt;
+use lamina::check::adapters;
+use lamina::engine::{Engine, Options, Request};
+use lamina::gpu::{self, Device};
+use lamina::kernels::sample::Sampler;
+use lamina::model::Model;
+use lamina::model::forward::Decode;
+use lamina::num::record::RecordFormat;
+use pollster::block_on;
+use safetensors::SafeTensors;
+
+/// The architectures that are computed.
+const FIXTURES: [&str; 14] = [
+    "deepseek_v2_lite",
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v3_halfsplit",
+    "deepseek_v3_moonlight",
+    "deepseek_v3_kimi_k2",
+    "deepseek_v3_mtp",
+    "kimi_k25",
+    "glm4_moe_lite",
+    "youtu",
+    "minicpm3",
+    "axk1",
+    "mistral4",
+    "longcat_flash",
+];
+
+/// The folder of the checkpoints, where it stands beside the repository.
+fn fixtures() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    if !folder.is_dir() {
+        eprintln!("skipped: there are no checkpoints at {}", folder.display());
+        return None;
+    }
+    Some(folder)
+}
+
+/// Every adapter and the `cpu` device, which comes first where `cpu_first`.
+fn devices(cpu_first: bool) -> Vec<Device> {
+    let options = gpu::Options { checked: true, ..gpu::Options::default() };
+    let mut devices = adapters(&options);
+    devices.insert(if cpu_first { 0 } else { devices.len() }, Device::cpu(&options));
+    devices
+}
+
+/// What the reference implementation gave.
+struct Reference {
+    prompt: Vec<u32>,
+    greedy: Vec<u32>,
+    /// `[prompt + greedy, vocab]`
+    logits: Vec<f32>,
+}
+
+impl Reference {
+    fn open(folder: &Path) -> Reference {
+        let bytes = std::fs::read(folder.join("reference.safetensors")).expect("the reference is there");
+        let tensors = SafeTensors::deserialize(&bytes).expect("it is a safetensors file");
+        let ids = |name: &str| -> Vec<u32> {
+            let data = tensors.tensor(name).expect(name).data();
+            bytemuck::pod_collect_to_vec::<u8, i64>(data).into_iter().map(|id| id as u32).collect()
+        };
+        let logits = bytemuck::pod_collect_to_vec(tensors.tensor("logits").expect("logits").data());
+        Reference { prompt: ids("input_ids"), greedy: ids("greedy_ids"), logits }
+    }
+}
+
+fn engine(device: &Device, folder: &Path, options: &Options) -> Engine {
+    let model = Model::load(device, folder, |_, _| {}).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    Engine::new(device, model, options).unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+}
+
+/// The greatest difference over the greatest magnitude.
+fn relative(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    let differ = found.iter().zip(expected).map(|(f, e)| (f - e).abs());
+    differ.fold(0.0f32, |most, d| if d <= most { most } else { d }) / largest
+}
+
+fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> Vec<u32> {
+    let id = engine.create(&Sampler::default()).unwrap();
+    let request = Request { max_tokens: count, ..Request::default() };
+    let records: Vec<_> = block_on(engine.generate(id, prompt, request).collect());
+    engine.free(id);
+    records.into_iter().map(|record| record.unwrap().token).collect()
+}
+
+/// The reference's logits and greedy tokens within `tolerance`, for each of `names` on each device.
+fn agree(names: &[&str], options: &Options, devices: &[Device], tolerance: f32) {
+    let Some(folder) = fixtures() else { return };
+    let mut wrong = Vec::new();
+    for device in devices {
+        for name in names {
+            let reference = Reference::open(&folder.join(name));
+            let mut engine = engine(device, &folder.join(name), options);
+            let all = [reference.prompt.as_slice(), &reference.greedy].concat();
+            let id = engine.create(&Sampler::default()).unwrap();
+            let logits = block_on(engine.logits(id, &all)).unwrap();
+            engine.free(id);
+            let error = relative(&logits, &reference.logits);
+            let tokens = greedy(&mut engine, &reference.prompt, reference.greedy.len());
+            let label = device.caps().label();
+            println!("{name} on {label}: logits off by {error:e}, greedy {}", tokens == reference.greedy);
+            if !(error < tolerance) || tokens != reference.greedy {
+                wrong.push(format!("{name} on {label}: {error:e}, {tokens:?}, expected {:?}", reference.greedy));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Prompts in several steps, and pages that end within them.
+fn options() -> Options {
+    Options { context: 64, step_tokens: 24, page: 16, ..Options::default() }
+}
+
+#[test]
+fn logits_and_greedy_tokens_are_those_of_the_reference_implementation() {
+    // A latent of 32 values in f16 moves logits by so much.
+    agree(&FIXTURES, &options(), &devices(false), 4e-3);
+}
+
+#[test]
+fn with_an_f32_cache_only_rounding_is_left() {
+    let exact = Options { format: RecordFormat::F32, ..options() };
+    agree(&FIXTURES, &exact, &devices(true)[..1], 2e-5);
+}
+
+#[test]
+fn whole_models_decode_through_the_fused_kernel() {
+    let fused = Options { decode: Decode::Fused, format: RecordFormat::F32, ..options() };
+    agree(&["deepseek_v3", "glm4_moe_lite", "minicpm3"], &fused, &devices(false), 2e-5);
+}
+
+#[test]
+fn weights_and_caches_in_many_small_bindings_change_nothing() {
+    let options = Options { format: RecordFormat::F32, ..options() };
+    let limit = gpu::Options { binding_bytes: Some(64 << 10), checked: true };
+    agree(&["deepseek_v3", "longcat_flash"], &options, &adapters(&limit), 2e-5);
+}
