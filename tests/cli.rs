@@ -9,7 +9,7 @@ use serde_json::Value;
 fn lamina(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lamina"));
     command.args(args);
-    for name in ["LAMINA_ADAPTER", "WGPU_BACKEND", "RUST_LOG"] {
+    for name in ["LAMINA_ADAPTER", "WGPU_BACKEND", "RUST_LOG", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
         command.env_remove(name);
     }
     command
@@ -267,6 +267,12 @@ fn plan_of_a_configuration_refuses_what_does_not_fit_with_the_numbers() {
     let output = run(&["plan", folder, "--adapter", "cpu"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("--memory SIZE tells"), "{}", stdout(&output));
+    let home = env!("CARGO_TARGET_TMPDIR");
+    let output = lamina(&["plan", "owner/model"]).env("HF_HUB_OFFLINE", "1").env("HF_HOME", home).output();
+    let output = output.expect("lamina starts");
+    assert_eq!(output.status.code(), Some(1));
+    let place = format!("{home}/hub/models--owner--model: the files of owner/model: expected config.json");
+    assert!(stderr(&output).contains(&place), "{}", stderr(&output));
     let output = run(&["plan", "/no/such/folder"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("/no/such/folder"), "{}", stderr(&output));

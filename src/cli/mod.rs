@@ -2,6 +2,7 @@
 
 mod check;
 mod drivers;
+mod hub;
 mod info;
 mod plan;
 mod svg;

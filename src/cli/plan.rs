@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use serde::Serialize;
 
+use super::hub::{self, Need};
 use super::svg::Plot;
 use super::{print, table};
 use crate::gpu::{self, Selector};
@@ -36,9 +37,10 @@ Exit codes: 0 done; 1 it does not fit or a file is wrong; 2 the command line can
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// The folder of a checkpoint in Hugging Face layout
+    /// The folder of a checkpoint in Hugging Face layout, or a repo id there, of which the cached
+    /// files are taken, else its config.json alone downloaded
     #[arg(value_name = "CHECKPOINT", conflicts_with_all = ["hidden", "heads", "head_dim", "latent", "rope", "layers", "weights"])]
-    checkpoint: Option<PathBuf>,
+    checkpoint: Option<String>,
     /// Tokens of each sequence [default: the model's longest context, at most 32768]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     ctx: Option<u32>,
@@ -142,7 +144,7 @@ impl Args {
     /// Plans, prints, and refuses what does not fit.
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let (report, plan) = match &self.checkpoint {
-            Some(folder) => self.checkpoint(folder, selector)?,
+            Some(named) => self.checkpoint(&hub::folder(named, Need::Config)?, selector)?,
             None => self.numbers()?,
         };
         if let Some(file) = &self.svg {

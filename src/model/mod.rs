@@ -5,6 +5,7 @@ pub mod config;
 pub mod families;
 mod fields;
 pub mod forward;
+pub mod generation;
 pub mod load;
 mod mlp;
 mod pack;
