@@ -201,10 +201,11 @@ impl Args {
         }
         let (format, name) = self.format();
         let widths = Widths::of(&config, self.groups(config.mla.heads)?, format);
+        let token = widths.token_bytes(Kind::Mla);
         let plan = Plan {
             weights: plan::weight_bytes(&tensors, checkpoint.as_ref()),
-            scratch: plan::scratch_bytes(&config),
-            token: widths.token_bytes(Kind::Mla),
+            scratch: plan::scratch_bytes(&config, token, self.batch.into()),
+            token,
             context: context.into(),
             batch: self.batch.into(),
             memory: self.memory,

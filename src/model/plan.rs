@@ -12,8 +12,8 @@ use crate::{Error, Result};
 
 /// Tokens of a page of the latent cache.
 pub const PAGE: u64 = 64;
-/// Tokens of a prompt that one step takes.
-pub const CHUNK: u64 = 512;
+/// Tokens of a prompt that one step takes, as the engine does by default.
+pub const STEP: u64 = 256;
 
 /// What of the tokens before an attention keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,36 +188,45 @@ fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
     }
 }
 
-/// About how many bytes the steps of one sequence compute with: the f32 activations of a chunk of the prompt,
-/// the expanded keys and values of a chunk of the context, the parts that a split context is merged from,
-/// and one row of logits.
-pub fn scratch_bytes(config: &Config) -> u64 {
+/// About how many bytes an engine computes with: the f32 activations between the kernels for [`STEP`] tokens,
+/// the parts that split contexts are merged from, the logits, and the pages that sequences hold for a moment
+/// when they stop sharing one. `token` are the bytes of the cache a token.
+pub fn scratch_bytes(config: &Config, token: u64, sequences: u64) -> u64 {
     let Mla { heads, latent, nope, rope, value, .. } = config.mla;
     let [heads, latent, nope, rope, value] = [heads, latent, nope, rope, value].map(u64::from);
-    let hidden = u64::from(config.hidden);
-    let mlp = |mlp: &Mlp| match mlp {
+    let (hidden, vocab) = (u64::from(config.hidden), u64::from(config.vocab));
+    let query = heads * (nope + rope);
+    let projections = match config.mla.q_rank.map(u64::from) {
+        Some(rank) => 2 * rank + query,
+        None => query,
+    } + latent
+        + rope;
+    let attention = projections + heads * (latent + rope + 8) + 2 * heads * (latent + 4) + heads * value + heads;
+    let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(|mlp| match mlp {
         Mlp::Dense { width } => u64::from(*width),
-        Mlp::Moe(moe) => moe_width(moe, hidden),
-    };
-    let layers = config.layers.iter();
-    let mlps = layers.map(|layer| {
-        let shortcut = layer.shortcut.as_ref().map_or(0, |moe| moe_width(moe, hidden));
-        shortcut + layer.mlps.iter().map(mlp).max().unwrap_or(0)
+        Mlp::Moe(moe) => u64::from(moe.shared_width),
     });
-    let compressed = u64::from(config.mla.q_rank.unwrap_or(0)) + latent + rope;
-    let attention = compressed + heads * (nope + rope) + 2 * heads * value;
-    let row = 3 * hidden + attention.max(mlps.max().unwrap_or(0));
-    let expanded = heads * (nope + value) + rope;
-    let partials = SPLITS * heads * (latent + 4) + heads * (latent + rope + 8);
-    4 * (CHUNK * (row + expanded) + partials + u64::from(config.vocab))
+    let experts = moes(config).map(|moe| {
+        let each = u64::from(moe.width) + hidden + 4;
+        u64::from(moe.top_k) * each + u64::from(moe.experts + moe.identity) + hidden
+    });
+    let row = 5 * hidden + attention + dense.max().unwrap_or(0) + experts.max().unwrap_or(0);
+    let logits = STEP.min(LOGITS_BYTES / (4 * vocab)).max(sequences);
+    let partials = WORKGROUP_ROWS * (latent + 4);
+    4 * (STEP.max(sequences) * row + partials + logits * vocab) + token * PAGE * (sequences + 1)
 }
 
-/// Splits of a context that are merged, about.
-const SPLITS: u64 = 64;
+/// Of a step's logits, where one sequence does not need more.
+const LOGITS_BYTES: u64 = 32 << 20;
+/// Rows of partial results beside those of a step: 264 workgroups of 16.
+const WORKGROUP_ROWS: u64 = 264 * 16;
 
-/// Numbers that a token's experts compute with: what each makes of it, and its output.
-fn moe_width(moe: &Moe, hidden: u64) -> u64 {
-    u64::from(moe.top_k) * (u64::from(moe.width) + hidden) + u64::from(moe.shared_width + moe.experts + moe.identity)
+/// Every mixture of experts.
+fn moes(config: &Config) -> impl Iterator<Item = &Moe> {
+    config.layers.iter().flat_map(|layer| {
+        let inner = layer.mlps.iter().filter_map(|mlp| if let Mlp::Moe(moe) = mlp { Some(moe) } else { None });
+        inner.chain(&layer.shortcut)
+    })
 }
 
 /// Refuses a model of which a part that must stay in one binding is larger than bindings may be.
@@ -226,11 +235,7 @@ fn moe_width(moe: &Moe, hidden: u64) -> u64 {
 /// [`Error::OutOfMemory`] naming the part.
 pub fn check_bindings(config: &Config, caps: &Caps) -> Result<()> {
     let bytes = |rows: u32, columns: u32| (rows as usize * WeightFormat::Bf16.row_bytes(columns as usize)) as u64;
-    let moes = config.layers.iter().flat_map(|layer| {
-        let inner = layer.mlps.iter().filter_map(|mlp| if let Mlp::Moe(moe) = mlp { Some(moe) } else { None });
-        inner.chain(&layer.shortcut)
-    });
-    let experts = moes.map(|moe| bytes(2 * moe.width, config.hidden).max(bytes(config.hidden, moe.width)));
+    let experts = moes(config).map(|moe| bytes(2 * moe.width, config.hidden).max(bytes(config.hidden, moe.width)));
     let head = bytes(config.mla.nope + config.mla.value, config.mla.latent);
     let limit = caps.binding_bytes.min(caps.buffer_bytes);
     for (what, bytes) in [("an expert's matrix", experts.max().unwrap_or(0)), ("a head's up-projections", head)] {
