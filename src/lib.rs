@@ -45,6 +45,7 @@ pub mod kernels;
 pub mod model;
 pub mod num;
 pub mod reference;
+pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
