@@ -31,7 +31,7 @@ class Config:
     attention: str = "mla"  # mla | mha | gqa
     vocab_size: int = 4096
     hidden_size: int = 256
-    num_hidden_layers: int = 9
+    num_hidden_layers: int = 10
     first_k_dense_replace: int = 1
     intermediate_size: int = 704  # of the dense layers
     moe_intermediate_size: int = 128  # of one expert
@@ -225,18 +225,19 @@ class Model(nn.Module):
 
 
 class Batches:
-    """Windows of length + 1 ids from the shards in turn. A shard not yet written is waited for; once the file
-    `complete` says that there will be no more, those already read are read again, cut into other windows."""
+    """Windows of length + 1 ids from the shards in turn. While there are fewer than `enough`, a shard not yet written
+    is waited for; after that, those already read are read again, cut into other windows, until new ones come."""
 
-    def __init__(self, folder, batch, length, device):
+    def __init__(self, folder, batch, length, device, enough):
         self.folder, self.batch, self.length, self.device = Path(folder), batch, length, device
+        self.enough = enough
         self.read, self.ids, self.at = [], None, 0
 
     def next_shard(self):
         while True:
             shards = sorted(p for p in self.folder.glob("train-*.npy") if ".tmp" not in p.name)
             unread = [p for p in shards if p.name not in self.read]
-            if unread or shards and (self.folder / "complete").exists():
+            if unread or len(shards) >= self.enough:
                 break
             time.sleep(0.2)
         path = unread[0] if unread else shards[len(self.read) % len(shards)]
@@ -314,10 +315,11 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--tokens", type=float, default=300e6)
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, compilation included")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--balance", type=float, default=1e-3, help="how far a routing bias moves in a step")
+    parser.add_argument("--enough", type=int, default=1, help="shards that must be there before one is read twice")
     parser.add_argument("--checkpoint")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -344,7 +346,7 @@ def main():
             layer.compile()
         model.loss = torch.compile(model.loss)
     length = config.max_position_embeddings
-    batches = Batches(args.data, args.batch, length, device)
+    batches = Batches(args.data, args.batch, length, device, args.enough)
     step, log, spent = 0, [], 0.0
     if args.checkpoint and Path(args.checkpoint).exists():
         state = torch.load(args.checkpoint, map_location=device)

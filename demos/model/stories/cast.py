@@ -53,10 +53,21 @@ PETS = {"dog": "Rex Bello Patch Buster Scout Bingo Rover Shadow Sparky Toffee".s
 SMALL_HELP = {"brother": "he", "sister": "she", "cousin": "she"}
 
 
-def name(story, names):
-    """A name that no one in the story has."""
+HEADS = """Al Am An Ar As Be Bel Ber Bo Bri Ca Cal Cor Da Dal Del Do Dor E El Em Er Fa Fi Flo Ga Gil Ha Hel Il Is Ja Jo Jul Ka Kel Ki La
+Le Lin Lo Lu Ma Mar Me Mil Mo Na Nel Ni No O Or Pa Per Pi Ra Ri Ro Ru Sa Sel Si So Ta Tal Ti To Tu Va Vi Wen Wil Ya Yo Za Zel""".split()
+TAILS = {"she": "la na ra mina lina delle ria sa bet nia dora lotte mara nella via wyn tta ssa".split(),
+         "he": "bert do lo mir nard rik ron sten ton vin mund bo dan win to ras rian mo".split()}
+
+
+def invented(story, pronoun):
+    """One of some thousand names that sound like names."""
+    return story.rng.choice(HEADS) + story.rng.choice(TAILS[pronoun])
+
+
+def name(story, names, pronoun=None):
+    """A name that no one in the story has; with a pronoun, now and then an invented one."""
     while True:
-        pick = story.rng.choice(names)
+        pick = invented(story, pronoun) if pronoun and story.rng.random() < 0.4 else story.rng.choice(names)
         if ("name", pick) not in story.used:
             story.used.add(("name", pick))
             return pick
@@ -74,7 +85,7 @@ def child(story):
     rng = story.rng
     story.style.setdefault("world", "child")
     girl = unlike_hero(story) == "she"
-    kind, called = ("girl", name(story, GIRLS)) if girl else ("boy", name(story, BOYS))
+    kind, called = ("girl", name(story, GIRLS, "she")) if girl else ("boy", name(story, BOYS, "he"))
     adjective = rng.choice(ADJECTIVES)
     words = {
         "intro": f"{{a {adjective} {kind} {{named|named|called}} {called}|a {kind} named {called}"
@@ -99,7 +110,7 @@ def fable(story):
              "sib": "sister" if pronoun == "she" else "brother",
              "folk": "animals", "adj": adjective, "a": f"a {adjective} {kind}"}
     if rng.random() < 0.7:
-        called = name(story, ANIMAL_NAMES)
+        called = name(story, ANIMAL_NAMES, pronoun)
         words |= {"intro": f"{{a {adjective} {kind} {{named|called}} {called}|a {kind} named {called}}}", "call": called}
         return Person(called, pronoun, kind, f"the {{|{adjective} }}{kind}", words=words)
     words |= {"intro": f"a {adjective} {kind}", "call": kind.capitalize()}

@@ -10,6 +10,9 @@ from procedural import PLOTS
 HERE = Path(__file__).parent
 # Plots that no training text tells: the held-out stories.
 HELD_OUT = ["lost_child_in_crowd", "quarrel_friends", "patience_seed", "moon_in_pond", "snowed_in", "riddle_bridge"]
+# Plots that put many small scenes together: no two are alike, so they are told more often than the others.
+SCENES = ["day_of_scenes", "two_scenes_family", "visit_and_talk", "morning_at_work"]
+SCENE_SHARE = 0.3
 
 
 def plots(grammar):
@@ -20,7 +23,8 @@ def tell(grammar, seed, names):
     """A story of one of these plots, or now and then of several, one after the other, with the same hero."""
     story = Story(grammar, seed, MAKERS)
     rng = story.rng
-    name = rng.choice(names)
+    scenes = [n for n in names if n in SCENES]
+    name = rng.choice(scenes if scenes and rng.random() < SCENE_SHARE else names)
     story.airy = rng.choice([0, 0.25, 0.5, 0.8])
     play(story, name)
     while len(names) > 1 and rng.random() < 0.12 and story.episode < 2:

@@ -39,12 +39,23 @@ ENDS = re.compile(r"[.!?]")
 OPTIONAL = re.compile(r"(^|\s)\? (<[^<>]+>)")
 
 
+def synonyms(path):
+    """{word: the words that may stand for it}, with and without a capital."""
+    sets = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    found = {word: words for words in sets for word in words}
+    return found | {word.capitalize(): [w.capitalize() for w in words] for word, words in found.items()}
+
+
 class Grammar:
     """Tables, rules and plots, read from the files of a folder."""
 
     def __init__(self, folder):
         self.tables, self.rules, self.plots = {}, {}, {}
+        self.synonyms = synonyms(Path(folder) / "synonyms.txt")
+        self.synonym = re.compile(r"\b(" + "|".join(self.synonyms) + r")\b")
         for path in sorted(Path(folder).glob("**/*.txt")):
+            if path.name == "synonyms.txt":
+                continue
             self.read(path.read_text().splitlines(), path.name)
 
     def read(self, lines, name):
@@ -221,7 +232,14 @@ class Story:
         self.sentence += 2
 
     def text(self):
-        return polish("".join(self.parts))
+        """The whole telling, in which some words stand for others of their kind."""
+        words = self.grammar.synonyms
+        text = polish("".join(self.parts))
+        change = 0.4 * self.rng.random()
+        text = self.grammar.synonym.sub(
+            lambda m: self.rng.choice(words[m[0]]) if self.rng.random() < change else m[0], text
+        )
+        return articles(text)
 
     def run(self, nodes):
         for node in nodes:
@@ -390,26 +408,42 @@ class Story:
 
 
 QUESTION = re.compile(
-    r"(?!So (?:am|was|do|did|is|are|were) )(?:(?:And|But|So|Well|Then|Now|Oh|Please),? )?(?:What(?! an? )|Who|Whose|Where|Why|Which"
-    r"|When (?:do|did|will|is|was|are|can|shall)|How(?! (?:clever|strange|kind|odd|curious|you have|nice|lovely|beautiful))"
-    r"|Do(?! not| it| what| your)|Does|Did|Is|Are|Was|Were|May|Can|Could|Shall|Should|Will|Would|Have|Has|Had|Am)\b",
-    re.IGNORECASE,
+    r"(?!So (?:am|was|do|did|is|are|were) )(?:(?:And|But|So|Well|Then|Now|Oh|Please),? )?"
+    r"(?:[Ww]hat(?! an? )|[Ww]ho(?:se)?|[Ww]here|[Ww]hy|[Ww]hich|[Ww]hen (?:do|did|will|is|was|are|can|shall)"
+    r"|[Hh]ow(?! (?:clever|strange|kind|odd|curious|you have|nice|lovely|beautiful))|[Dd]o(?! not| it| what| your)"
+    r"|[Dd]oes|[Dd]id|[Ii]s|[Aa]re|[Ww]as|[Ww]ere|[Mm]ay|[Cc]an|[Cc]ould|[Ss]hall|[Ss]hould|[Ww]ill|[Ww]ould"
+    r"|Have(?! a\b)|Has|Had|Am)\b",
 )
+NEXT = ("After that|A little later|Soon afterward|Then|Later that day|An hour later|After lunch|In the afternoon|Before long"
+        "|On the way back|When that was done|After a while|Soon|Before long|In the end|At last|later")
 TAGS = "said|asked|cried|called|shouted|whispered|wondered|thought|answered|replied|murmured"
 QUOTE = re.compile(r'"([^"]*?)([,.?])"(\s+(?:\w+\s+){0,3}?(?:asked|said)\b)?')
 
 
 def spoken(match):
-    """A quotation with the mark that its last sentence asks for: alternatives mix statements and questions."""
+    """A quotation with the marks that its sentences ask for: alternatives mix statements and questions."""
     words, mark, tag = match[1], match[2], match[3] or ""
-    last = re.split(r"[.!?] ", words)[-1]
-    if QUESTION.match(last):
-        return f'"{words}?"{tag}'
-    if mark == "?" and len(last.split()) > 3:
-        follows = match.string[match.end(2) + 1 :][:12]
-        mark = "," if re.match(r"\s+[a-z]|\s+\^?[A-Z]\w* (?:said|asked)", follows + " ") or tag else "."
-        return f'"{words}{mark}"{tag.replace("asked", "said")}'
-    return match[0]
+    *before, last = re.split(r"(?<=[.!?]) ", words)
+    before = [s[:-1] + marked(s[:-1], s[-1], ".") for s in before]
+    follows = re.match(r"\s+(?:[a-z]|\^?[A-Z]\w* (?:said|asked)\b)", match.string[match.end(2) + 1 :][:30])
+    ended = marked(last, mark, "," if tag or follows else ".")
+    if mark == "?" != ended:
+        tag = tag.replace("asked", "said")
+    return f'"{" ".join([*before, last])}{ended}"{tag}'
+
+
+def marked(sentence, mark, plain):
+    if mark == "!" or sentence[:1].islower():
+        return mark
+    if QUESTION.match(sentence) or re.match(r"If .*, (?:why|what|who|how|where)\b", sentence):
+        return "?"
+    return plain if mark == "?" and len(sentence.split()) > 2 else mark
+
+
+def articles(text):
+    """'a' or 'an'."""
+    text = re.sub(r"\b([Aa])n (?=[^\W\daeiouhAEIOU])", r"\1 ", text)
+    return re.sub(r"\b([Aa]) (?=[aeioAEIO]|u(?!n?i|s[eu])|U(?!n?i)|hour|honest)(?!one\b|once\b|eu)", r"\1n ", text)
 
 
 def polish(text):
@@ -419,10 +453,13 @@ def polish(text):
     text = re.sub(r" ([.,!?;:])", r"\1", text)
     text = re.sub(r"\b(old|warm|little|small) \1\b", r"\1", text)
     text = re.sub(r"([.!?]) ?\.(?!\.)", r"\1", text)
+    text = re.sub(r'"\s*([^"]*?)\s*"', r'"\1"', text)
+    text = re.sub(rf"((?:{NEXT}), )(At|In|From|On|They|It|The|All|For|Excuse|One)\b", lambda m: m[1] + m[2].lower(), text)
     text = re.sub(r",([.,;!?])", r"\1", text)
     text = re.sub(rf"\b({TAGS}) (he|she|they)\b", r"\2 \1", text)
     text = QUOTE.sub(spoken, text)
-    text = re.sub(r"\b([Aa]) (?=[aeioAEIO]|u(?!n?i|s[eu])|U(?!n?i)|hour|honest)(?!one\b|once\b|eu)", r"\1n ", text)
+    text = articles(text)
     text = re.sub(r"(^|[.!?]\s+\"?|\.\"\s+\"?|[!?]\" \"|\n\s*\"?)([a-z])", lambda m: m[1] + m[2].upper(), text)
     text = re.sub(r"\^(\w?)", lambda m: m[1].upper(), text)
+    text = re.sub(rf'([!?]") ({TAGS.title()})\b', lambda m: f"{m[1]} {m[2].lower()}", text)
     return re.sub(rf'([!?]") (He|She|They) (?=(?:{TAGS})\b)', lambda m: f"{m[1]} {m[2].lower()} ", text)
