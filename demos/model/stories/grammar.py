@@ -46,15 +46,22 @@ def synonyms(path):
     return found | {word.capitalize(): [w.capitalize() for w in words] for word, words in found.items()}
 
 
+def swaps(path):
+    """Sets of nouns, one of which may stand for another through a whole story."""
+    return [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+
+
 class Grammar:
     """Tables, rules and plots, read from the files of a folder."""
 
     def __init__(self, folder):
         self.tables, self.rules, self.plots = {}, {}, {}
         self.synonyms = synonyms(Path(folder) / "synonyms.txt")
+        self.swaps = swaps(Path(folder) / "swaps.txt")
+        self.swap = re.compile(r"\b(" + "|".join(w for words in self.swaps for w in words) + r")\b")
         self.synonym = re.compile(r"\b(" + "|".join(self.synonyms) + r")\b")
         for path in sorted(Path(folder).glob("**/*.txt")):
-            if path.name == "synonyms.txt":
+            if path.name in ("synonyms.txt", "swaps.txt"):
                 continue
             self.read(path.read_text().splitlines(), path.name)
 
@@ -239,7 +246,15 @@ class Story:
         text = self.grammar.synonym.sub(
             lambda m: self.rng.choice(words[m[0]]) if self.rng.random() < change else m[0], text
         )
-        return articles(text)
+        return articles(self.swapped(text))
+
+    def swapped(self, text):
+        """Some nouns changed for others, the same way everywhere, and one for one so that two stay two."""
+        change = {}
+        for words in self.grammar.swaps:
+            if self.rng.random() < 0.35:
+                change |= dict(zip(words, self.rng.sample(words, len(words))))
+        return self.grammar.swap.sub(lambda m: change.get(m[0], m[0]), text) if change else text
 
     def run(self, nodes):
         for node in nodes:
@@ -462,4 +477,7 @@ def polish(text):
     text = re.sub(r"(^|[.!?]\s+\"?|\.\"\s+\"?|[!?]\" \"|\n\s*\"?)([a-z])", lambda m: m[1] + m[2].upper(), text)
     text = re.sub(r"\^(\w?)", lambda m: m[1].upper(), text)
     text = re.sub(rf'([!?]") ({TAGS.title()})\b', lambda m: f"{m[1]} {m[2].lower()}", text)
+    text = re.sub(
+        rf'([!?]") (His|Her|The) (?=(?:\w+ ){{1,2}}(?:{TAGS})\b)', lambda m: f"{m[1]} {m[2].lower()} ", text
+    )
     return re.sub(rf'([!?]") (He|She|They) (?=(?:{TAGS})\b)', lambda m: f"{m[1]} {m[2].lower()} ", text)
