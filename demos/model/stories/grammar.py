@@ -305,7 +305,9 @@ class Story:
         if "+" in what:
             members = [self.vars[m] for m in what.split("+")]
             both = " and ".join(m.name for m in members)
-            self.vars[name] = Person(both, "they", "friends", "{the two friends|the two of them|the two}", members=members)
+            self.vars[name] = Person(
+                both, "they", "friends", "{the two friends|the two of them|the two}", members=members
+            )
         elif what in self.vars:
             self.vars[name] = self.vars[what]
         elif what in self.makers:
@@ -429,8 +431,10 @@ QUESTION = re.compile(
     r"|[Dd]oes|[Dd]id|[Ii]s|[Aa]re|[Ww]as|[Ww]ere|[Mm]ay|[Cc]an|[Cc]ould|[Ss]hall|[Ss]hould|[Ww]ill|[Ww]ould"
     r"|Have(?! a\b)|Has|Had|Am)\b",
 )
-NEXT = ("After that|A little later|Soon afterward|Then|Later that day|An hour later|After lunch|In the afternoon|Before long"
-        "|On the way back|When that was done|After a while|Soon|Before long|In the end|At last|later")
+NEXT = (
+    "After that|A little later|Soon afterward|Then|Later that day|An hour later|After lunch|In the afternoon|Before long"
+    "|On the way back|When that was done|After a while|Soon|Before long|In the end|At last|later"
+)
 TAGS = "said|asked|cried|called|shouted|whispered|wondered|thought|answered|replied|murmured"
 QUOTE = re.compile(r'"([^"]*?)([,.?])"(\s+(?:\w+\s+){0,3}?(?:asked|said)\b)?')
 
@@ -469,7 +473,9 @@ def polish(text):
     text = re.sub(r"\b(old|warm|little|small) \1\b", r"\1", text)
     text = re.sub(r"([.!?]) ?\.(?!\.)", r"\1", text)
     text = re.sub(r'"\s*([^"]*?)\s*"', r'"\1"', text)
-    text = re.sub(rf"((?:{NEXT}), )(At|In|From|On|They|It|The|All|For|Excuse|One)\b", lambda m: m[1] + m[2].lower(), text)
+    text = re.sub(
+        rf"((?:{NEXT}), )(At|In|From|On|They|It|The|All|For|Excuse|One)\b", lambda m: m[1] + m[2].lower(), text
+    )
     text = re.sub(r",([.,;!?])", r"\1", text)
     text = re.sub(rf"\b({TAGS}) (he|she|they)\b", r"\2 \1", text)
     text = QUOTE.sub(spoken, text)
@@ -477,7 +483,5 @@ def polish(text):
     text = re.sub(r"(^|[.!?]\s+\"?|\.\"\s+\"?|[!?]\" \"|\n\s*\"?)([a-z])", lambda m: m[1] + m[2].upper(), text)
     text = re.sub(r"\^(\w?)", lambda m: m[1].upper(), text)
     text = re.sub(rf'([!?]") ({TAGS.title()})\b', lambda m: f"{m[1]} {m[2].lower()}", text)
-    text = re.sub(
-        rf'([!?]") (His|Her|The) (?=(?:\w+ ){{1,2}}(?:{TAGS})\b)', lambda m: f"{m[1]} {m[2].lower()} ", text
-    )
+    text = re.sub(rf'([!?]") (His|Her|The) (?=(?:\w+ ){{1,2}}(?:{TAGS})\b)', lambda m: f"{m[1]} {m[2].lower()} ", text)
     return re.sub(rf'([!?]") (He|She|They) (?=(?:{TAGS})\b)', lambda m: f"{m[1]} {m[2].lower()} ", text)
