@@ -12,6 +12,7 @@ margin, the distance of the two largest logits, is larger than an implementation
 import json
 import math
 import platform
+import re
 import sys
 
 import torch
@@ -88,7 +89,8 @@ def main(books):
                 "perplexity": round(perplexity(model, ids), 5),
             }
         )
-    (corpus.HERE / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+    text = re.sub(r"\[\s+(\d[\d,\s]*)\s+\]", lambda m: "[" + " ".join(m[1].split()) + "]", json.dumps(golden, indent=1))
+    (corpus.HERE / "golden.json").write_text(text + "\n")
     for g in golden["greedy"]:
         print(g["prompt"], "|", g["text"], "| margin", g["smallest_margin"])
     for t in golden["texts"]:
