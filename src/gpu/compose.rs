@@ -4,6 +4,7 @@
 //! constants, aliases, the chosen `shaders/lib/` modules, then the kernel file. The composed
 //! text keeps marks, so that a compiler's message names the shader file's own line.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -53,7 +54,7 @@ impl Dialect {
 }
 
 /// A specialised kernel, ready to be compiled. Two shaders of one key are the same text.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shader {
     /// The kernel's name.
     pub kernel: &'static str,
@@ -64,7 +65,16 @@ pub struct Shader {
     aliases: Vec<(&'static str, &'static str)>,
     modules: Vec<Source>,
     bindings: Vec<Declared>,
+    edits: Vec<Edit>,
     key: String,
+}
+
+/// One text of one file, replaced: see [`Shader::edited`].
+#[derive(Clone, Debug)]
+struct Edit {
+    file: String,
+    from: String,
+    to: String,
 }
 
 /// Collects the parts of a [`Shader`].
@@ -81,6 +91,7 @@ impl Shader {
             aliases: Vec::new(),
             modules: Vec::new(),
             bindings: source.text.lines().filter_map(Declared::parse).collect(),
+            edits: Vec::new(),
             key: String::new(),
         })
     }
@@ -110,10 +121,37 @@ impl Shader {
         }
         let mut composed = Composed { text: String::new(), marks: Vec::new() };
         composed.push(&format!("prelude of {}", self.source.name), &head);
-        for part in self.modules.iter().chain([&self.source]) {
-            composed.push(&format!("shaders/{}.wgsl", part.name), part.text);
+        for part in self.parts() {
+            composed.push(&format!("shaders/{}.wgsl", part.name), &self.text_of(part));
         }
         composed
+    }
+
+    /// A copy with the text `from` of the file `file` (such as `lib/fold`) replaced by `to`, under a key of
+    /// its own: a broken kernel, with which the parity harness is itself tested. Its bindings stay those of
+    /// the kernel file.
+    ///
+    /// # Panics
+    /// When the shader has no such file, or the file does not hold `from` exactly once.
+    pub fn edited(&self, file: &str, from: &str, to: &str) -> Arc<Shader> {
+        let part = self.parts().find(|part| part.name == file);
+        let part = part.unwrap_or_else(|| panic!("{} is not made of '{file}'", self.key));
+        let times = self.text_of(part).matches(from).count();
+        assert!(times == 1, "{file}.wgsl holds {from:?} {times} times, not once");
+        let mut shader = self.clone();
+        let _ = write!(shader.key, " {file}: {from:?} -> {to:?}");
+        shader.edits.push(Edit { file: file.to_string(), from: from.to_string(), to: to.to_string() });
+        Arc::new(shader)
+    }
+
+    /// The modules, then the kernel file.
+    pub fn parts(&self) -> impl Iterator<Item = &Source> {
+        self.modules.iter().chain([&self.source])
+    }
+
+    fn text_of(&self, part: &Source) -> Cow<'static, str> {
+        let edits = self.edits.iter().filter(|edit| edit.file == part.name);
+        edits.fold(part.text.into(), |text, edit| text.replacen(&edit.from, &edit.to, 1).into())
     }
 
     /// The bindings that the kernel file declares, in its order.
@@ -270,6 +308,17 @@ mod tests {
         assert_eq!(composed.locate(line_of("x: array")), ("shaders/toy.wgsl", 3));
         assert_eq!(composed.locate(line_of("const N = 3u;")).0, "prelude of toy");
         assert_eq!(shader.key(), "toy N=3 Word=vec4<u32> part +f16");
+    }
+
+    #[test]
+    fn an_edited_shader_differs_in_one_text_and_its_key() {
+        let shader = Shader::of(KERNEL).module(MODULE).build();
+        let edited = shader.edited("lib/part", "other()", "another()").edited("toy", "// toy", "// played");
+        let texts = [&shader, &edited].map(|s| s.compose(Dialect::Naga).text);
+        assert_eq!(texts[0].replace("other()", "another()").replace("// toy", "// played"), texts[1]);
+        assert_ne!(shader.key(), edited.key());
+        let refused = |file: &str, from: &str| std::panic::catch_unwind(|| shader.edited(file, from, "")).is_err();
+        assert!(refused("lib/part", "absent") && refused("lib/part", "fn ") && refused("lib/none", "fn part"));
     }
 
     #[test]

@@ -98,15 +98,25 @@ impl Recording {
 
     /// The same calls on other memory: each view as `of` maps it.
     pub fn rebound(&self, of: impl Fn(&View) -> View) -> Recording {
-        let rebind = |call: &Call| {
-            let bindings = call.bindings.iter().map(|(name, view)| (*name, of(view))).collect();
-            let grid = match &call.grid {
-                Grid::Direct(groups) => Grid::Direct(*groups),
-                Grid::Indirect(view) => Grid::Indirect(of(view)),
-            };
-            Call { bindings, grid, ..call.clone() }
-        };
-        Recording { calls: self.calls.iter().map(rebind).collect(), ..Recording::default() }
+        self.changed(|call| {
+            call.bindings.iter_mut().for_each(|(_, view)| *view = of(view));
+            if let Grid::Indirect(view) = &mut call.grid {
+                *view = of(view);
+            }
+        })
+    }
+
+    /// The same calls, each as `change` leaves it: with another shader, or with bindings swapped.
+    ///
+    /// # Panics
+    /// As [`Recording::call`], for what `change` made.
+    pub fn changed(&self, change: impl Fn(&mut Call)) -> Recording {
+        let mut calls = self.calls.clone();
+        for call in &mut calls {
+            change(call);
+            check(&call.shader, &call.bindings, &call.params);
+        }
+        Recording { calls, ..Recording::default() }
     }
 
     /// Cuts it in two before call `at`.
