@@ -1,5 +1,7 @@
 //! The GPU layer on every adapter of this system, and on the `cpu` device where it has the same duties.
 
+mod poison;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use lamina::Error;
 use lamina::check::{Prepared, adapters};
 use lamina::gpu::{Device, Grid, Host, Options, Recording, Shader, Source, View, grid_1d};
 use lamina::kernels::{ALL, Role, Set, Tensors};
+use poison::poison;
 
 fn options() -> Options {
     Options { checked: true, ..Options::default() }
@@ -253,28 +256,6 @@ fn each_timed_run_has_a_time_where_there_are_timestamps() {
             None => assert!(!device.caps().timestamps),
         }
     }
-}
-
-/// Fills 16 KiB of workgroup memory with NaN; `seen` keeps the compiler from leaving the stores out.
-const POISON: Source = Source {
-    name: "poison",
-    text: "@group(0) @binding(0) var<storage, read_write> seen: array<u32>;
-var<workgroup> memory: array<vec4<u32>, 1024>;
-@compute @workgroup_size(64) fn main(@builtin(local_invocation_index) lane: u32) {
-  for (var i = lane; i < 1024u; i += 64u) { memory[i] = vec4<u32>(0x7fc00000u); }
-  workgroupBarrier();
-  if (memory[seen[0] % 1024u].x == 0u) { seen[1] = 1u; }
-}
-",
-};
-
-fn poison(device: &Device) -> Recording {
-    let seen = device.alloc(16, "seen").expect("16 bytes").view();
-    let mut recording = Recording::new();
-    // Enough workgroups that every core gets one.
-    let groups = if device.caps().is_software() { 64 } else { 4096 };
-    recording.call(&Shader::of(POISON).build(), vec![("seen", seen)], &[], grid_1d(groups), |_: &Host| {});
-    recording
 }
 
 #[test]

@@ -140,7 +140,8 @@ impl Context {
                 values[COLUMNS[0]] = if dominates { 20.0 } else { -2.0 };
             }
             Draw::Extreme => {
-                let sign = |i: usize| if (token >> i).is_multiple_of(2) { 1.0 } else { -1.0 };
+                // The first token's score is far below zero: with it alone a maximum must not start at 0.
+                let sign = |i: usize| if (token >> i).is_multiple_of(2) { -1.0 } else { 1.0 };
                 COLUMNS.iter().enumerate().for_each(|(i, c)| values[*c] = sign(i) * (6e4 - 100.0 * inputs.uniform()));
             }
             Draw::Even | Draw::Peaked => {}

@@ -338,7 +338,9 @@ impl Shape {
         let stride = (self.offset as usize + r + p).next_multiple_of(4);
         let mut kv = Vec::new();
         for row in &rows {
-            let mut draw = || (inputs.normals(r, 2.0), inputs.normals(p, 3.0));
+            // Where there is a scale, eps outweighs the squares.
+            let magnitude = if self.scale == 1.0 { 2.0 } else { 5e-4 };
+            let mut draw = || (inputs.normals(r, magnitude), inputs.normals(p, 3.0));
             let (latent, rope) = loop {
                 let (latent, rope) = draw();
                 let (position, scale, layout) = (row.position, self.scale, self.layout);

@@ -39,7 +39,10 @@ const CHUNKS: [&str; 4] = ["cache 0", "cache 1", "cache 2", "cache 3"];
 /// The cases of a set.
 pub(super) fn cases(set: Set) -> Vec<Case<MlaDecode>> {
     static PAIRS: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| covering(&SIZES, |c| Shape::of(0, c).flops(), MOST));
-    let all = |picked: &[Vec<usize>]| picked.iter().enumerate().map(|(i, c)| Shape::of(i, c).case()).collect();
+    let all = |picked: &[Vec<usize>]| {
+        let picked = picked.iter().enumerate().map(|(i, c)| Shape::of(i, c));
+        picked.chain(Shape::odd()).map(Shape::case).collect()
+    };
     match set {
         Set::Timed => Shape::timed().map(Shape::case).into(),
         Set::Pairs => all(&PAIRS),
@@ -74,6 +77,16 @@ impl Shape {
             draw: Draw::ALL[index % Draw::ALL.len()],
         };
         Shape { heads: HEADS[*heads], context, workgroups: [3, 40, 264][index / 2 % 3] }
+    }
+
+    /// Widths of no model: records that are padded, and values of more vec4 than a workgroup has invocations.
+    fn odd() -> [Shape; 2] {
+        let shape = |widths, format, draw| Shape {
+            heads: 3,
+            context: Context { widths, format, page: 16, sequences: vec![(40, 2)], chunks: 1, draw },
+            workgroups: 3,
+        };
+        [shape((32, 6), RecordFormat::Fp8, Draw::Peaked), shape((1040, 6), RecordFormat::F16, Draw::Even)]
     }
 
     /// What benchmarks ask for: FlashMLA's shapes, alone and in a batch of 128.
