@@ -41,7 +41,7 @@ pub(super) fn cases(set: Set) -> Vec<Case<MlaDecode>> {
     static PAIRS: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| covering(&SIZES, |c| Shape::of(0, c).flops(), MOST));
     let all = |picked: &[Vec<usize>]| {
         let picked = picked.iter().enumerate().map(|(i, c)| Shape::of(i, c));
-        picked.chain(Shape::odd()).map(Shape::case).collect()
+        picked.chain(Shape::more()).map(Shape::case).collect()
     };
     match set {
         Set::Timed => Shape::timed().map(Shape::case).into(),
@@ -79,14 +79,21 @@ impl Shape {
         Shape { heads: HEADS[*heads], context, workgroups: [3, 40, 264][index / 2 % 3] }
     }
 
-    /// Widths of no model: records that are padded, and values of more vec4 than a workgroup has invocations.
-    fn odd() -> [Shape; 2] {
-        let shape = |widths, format, draw| Shape {
-            heads: 3,
-            context: Context { widths, format, page: 16, sequences: vec![(40, 2)], chunks: 1, draw },
+    /// What the parameters leave out: records that are padded, values of more vec4 than a workgroup has
+    /// invocations; and batches so small that `tests/mutants` can try each broken kernel on them.
+    fn more() -> [Shape; 4] {
+        let batch: &[(u32, u32)] = &[(150, 2), (76, 1), (12, 0), (0, 3), (130, 2)];
+        let shape = |widths, format, draw, sequences: &[(u32, u32)]| Shape {
+            heads: 5,
+            context: Context { widths, format, page: 16, sequences: sequences.to_vec(), chunks: 2, draw },
             workgroups: 3,
         };
-        [shape((32, 6), RecordFormat::Fp8, Draw::Peaked), shape((1040, 6), RecordFormat::F16, Draw::Even)]
+        [
+            shape((32, 8), RecordFormat::F16, Draw::Even, batch),
+            shape((32, 6), RecordFormat::Fp8, Draw::Peaked, batch),
+            shape((48, 16), RecordFormat::F32, Draw::Rising, batch),
+            shape((1040, 6), RecordFormat::F16, Draw::Even, &[(40, 2)]),
+        ]
     }
 
     /// What benchmarks ask for: FlashMLA's shapes, alone and in a batch of 128.

@@ -36,8 +36,9 @@ const BROKEN: &[(&str, &str, &str)] = &[
     ("lib/fold", "var value = vec4<u32>(0u);", "var value = vec4<u32>(0xffffffffu);"),
     ("lib/fold", "if (unit < TILE * UNITS && token < end) {", "if (unit < TILE * UNITS) {"),
     ("lib/fold", "var largest = vec2<f32>(NOTHING);", "var largest = vec2<f32>(0.0);"),
-    ("lib/fold", WEIGHT, "let weight = exp2(scores - fold_maximum);"),
-    ("lib/fold", WEIGHT, "let weight = 2.0 * exp2(scores - fold_maximum);"),
+    // Any scores may be left out of the maximum, as long as none passes it by far.
+    ("lib/fold", "for (var t = 0u; t < TILE; t++) {", "for (var t = 0u; t < 1u; t++) {"),
+    ("lib/fold", "for (var part = 0u; part < TILE; part += 4u) {", "for (var part = 4u; part < TILE; part += 4u) {"),
     // All four lanes of a pair know it.
     ("lib/fold", "if (lane % 4u == 0u) {", "if (lane % 4u == 4u) {"),
     // Of two rows either may rescale alone.
@@ -64,6 +65,8 @@ const BROKEN: &[(&str, &str, &str)] = &[
 const FREE: &[(&str, &str)] = &[
     // With more passes each lane takes fewer columns; with fewer there is no band of lanes: it does not compile.
     ("lib/fold", "const PASSES = (COLUMNS + WORKGROUP - 1u) / WORKGROUP;"),
+    // Such memory is zero at first, and the first tile's scale is.
+    ("lib/fold", "for (var i = 0u; i < 2u * PASSES * BAND; i++) {"),
     // Whether there is a barrier, which `a_dropped_barrier_fails` is about.
     ("lib/transpose8_shared", "if (TILE > 4u) {"),
 ];
@@ -76,22 +79,20 @@ const LANES: &str = "const LANES = min(WORKGROUP / PAIRS, QUADS + 7u) / 8u * 8u;
 const LOADS: &str = "const LOADS = (TILE * UNITS + WORKGROUP - 1u) / WORKGROUP;";
 const COLUMN_LANES: &str = "const COLUMN_LANES = (COLUMNS + PASSES - 1u) / PASSES;";
 const RESCALE: &str = "if (scale.x != 1.0 || scale.y != 1.0) {";
-const WEIGHT: &str =
-    "let weight = select(vec2<f32>(0.0), exp2(scores - fold_maximum), scores > vec2<f32>(0.5 * NOTHING));";
 
 /// Cases that fail together for every broken line, the most telling first.
 const CASES: &[&[&str]] = &[
-    &["of 32+8", "5 sequences", "F16", "Even"],
-    &["of 48+16", "5 sequences", "Fp8", "Peaked"],
-    &["of 48+16", "5 sequences", "F32", "(998, 2)"],
-    &["of 512+64", "(62, 1)", "F16"],
-    &["of 512+64", "(57, 8)", "F32"],
+    &["(150, 2)", "F16"],
+    &["(150, 2)", "Fp8"],
+    &["(150, 2)", "F32"],
     &["Extreme", "F16"],
     &["Extreme", "F32"],
-    &["20 heads of 256+32", "(61, 4)"],
-    &["Rising", "(996, 4)"],
-    &["of 32+6"],
+    &["of 512+64", "(62, 1)", "F16"],
+    &["of 512+64", "(57, 8)", "F32"],
     &["of 1040+6"],
+    &["20 heads of 256+32", "(61, 4)"],
+    &["of 32+8", "5 sequences", "F16", "Even"],
+    &["of 48+16", "5 sequences", "Fp8", "Peaked"],
 ];
 
 /// A statement: its text without a comment, and where it starts in the file.
@@ -192,7 +193,10 @@ fn break_each(files: &[(&str, &str)], variant: &str) {
             let fails = |case: &&Prepared| {
                 run_edited(case, &device, variant, std::slice::from_ref(&edit)).is_some_and(|o| !o.passed)
             };
-            if !cases.iter().any(fails) {
+            let t0 = std::time::Instant::now();
+            let at = cases.iter().position(fails);
+            eprintln!("DBG {:?} {at:?} {:?}", t0.elapsed(), edit.to);
+            if at.is_none() {
                 survivors.push(format!("{file}: {:?} -> {:?}", edit.from, edit.to));
             }
         }

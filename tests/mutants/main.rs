@@ -18,10 +18,10 @@ fn devices() -> Vec<Device> {
     adapters(&Options { checked: true, ..Options::default() })
 }
 
-/// One adapter, where many mutants are tried: the quickest to compile, a software Vulkan driver, if there is one.
+/// One adapter, where many mutants are tried: the one that compiles fastest, if it is here.
 fn device() -> Device {
     let mut devices = devices();
-    let quick = |device: &Device| device.caps().is_software() && device.caps().backend == "vulkan";
+    let quick = |device: &Device| device.caps().name.contains("llvmpipe") && device.caps().backend == "vulkan";
     let at = devices.iter().position(quick).unwrap_or(0);
     devices.swap_remove(at)
 }
@@ -92,7 +92,7 @@ fn run_edited(prepared: &Prepared, device: &Device, variant: &str, edits: &[Edit
 #[test]
 fn an_edit_that_changes_nothing_passes() {
     let edits = [Edit::new("mla_decode", "fn main(", "fn  main("), Edit::new("lib/fold", "fn fold(", "fn  fold(")];
-    let prepared = case("mla_decode", &["5 sequences", "Even"]);
+    let prepared = case("mla_decode", &["(150, 2)", "Even"]);
     for device in devices() {
         for variant in (prepared.case().variants)(device.caps()) {
             let outcome = run_edited(&prepared, &device, variant, &edits).expect("both files are in it");
