@@ -1,10 +1,14 @@
-//! The command line: `lamina info`, `lamina check`, `lamina plan`.
+//! The command line: one file a command.
 
+mod chat;
 mod check;
 mod drivers;
 mod hub;
 mod info;
+mod logits;
 mod plan;
+mod run;
+mod session;
 mod svg;
 
 use std::io::Write;
@@ -16,6 +20,8 @@ use crate::{Error, Result};
 
 const AFTER_HELP: &str = "\
 Examples:
+  lamina run --model DIR "Once upon"     continue a text with the model in a folder
+  lamina chat --model DIR               hold a conversation
   lamina info                           the adapters of this machine, and each kernel's path
   lamina check                          every kernel on the best adapter, against its CPU twin
   lamina plan DIR --memory 24GB         whether a model fits, and how long a context
@@ -43,6 +49,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Args),
+    Chat(chat::Args),
+    Logits(logits::Args),
     Info(info::Args),
     Check(check::Args),
     Plan(plan::Args),
@@ -56,6 +65,9 @@ impl Cli {
     pub fn run(&self) -> Result<u8> {
         let selector: Selector = self.adapter.as_deref().unwrap_or_default().parse()?;
         match &self.command {
+            Command::Run(args) => args.run(&selector),
+            Command::Chat(args) => args.run(&selector),
+            Command::Logits(args) => args.run(&selector),
             Command::Info(args) => args.run(&selector),
             Command::Check(args) => args.run(&selector),
             Command::Plan(args) => args.run(&selector),
