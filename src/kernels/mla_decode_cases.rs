@@ -46,8 +46,15 @@ pub(super) fn cases(set: Set) -> Vec<Case<MlaDecode>> {
     match set {
         Set::Timed => Shape::timed().map(Shape::case).into(),
         Set::Pairs => all(&PAIRS),
-        Set::Full => all(&product(&SIZES)),
+        Set::Full => all(&full()),
     }
+}
+
+/// The product of what shapes a step; batches take turns.
+fn full() -> Vec<Vec<usize>> {
+    let [sizes @ .., batches] = SIZES;
+    let with = |(i, c): (usize, Vec<usize>)| [c.as_slice(), &[(i + i / batches) % batches]].concat();
+    product(&sizes).into_iter().enumerate().map(with).collect()
 }
 
 /// A case.
