@@ -20,7 +20,7 @@ use crate::{Error, Result};
 
 const AFTER_HELP: &str = "\
 Examples:
-  lamina run --model DIR "Once upon"     continue a text with the model in a folder
+  lamina run --model DIR \"Once upon\"     continue a text with the model in a folder
   lamina chat --model DIR               hold a conversation
   lamina info                           the adapters of this machine, and each kernel's path
   lamina check                          every kernel on the best adapter, against its CPU twin

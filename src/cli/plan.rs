@@ -132,7 +132,7 @@ struct Attention {
 }
 
 /// Bytes as people write them: 80GiB, 24GB, 500 MiB, 1000000.
-fn size(text: &str) -> std::result::Result<u64, String> {
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
     let text = text.trim();
     match text.parse::<ByteSize>() {
         Ok(size) if size.as_u64() > 0 => Ok(size.as_u64()),

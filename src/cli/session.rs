@@ -83,20 +83,20 @@ enum AttentionKernel {
 pub struct SampleArgs {
     /// Divides the logits; 0 takes the likeliest token [default: the model's generation_config.json
     /// where that draws, else 0]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw among so many of the likeliest; 0 for all [default: the model's]
     #[arg(long, value_name = "COUNT")]
     top_k: Option<u32>,
     /// Draw among the likeliest that have this probability together; 1 for all [default: the model's]
-    #[arg(long, value_name = "PROBABILITY")]
+    #[arg(long, value_name = "PROBABILITY", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Draw among those with this share of the likeliest's probability; 0 for all [default: the model's]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Divides the positive logits of tokens that were there before, multiplies negative ones; 1 for
     /// none [default: the model's]
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     repeat_penalty: Option<f32>,
     /// Of the random numbers: the same seed gives the same text
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
