@@ -19,7 +19,6 @@ pub(super) enum Need {
     /// The weights too.
     Weights,
     /// The tokenizer too.
-    #[allow(dead_code, reason = "commands that generate text ask for it")]
     Text,
 }
 

@@ -2,6 +2,7 @@
 
 mod chat;
 mod check;
+mod demo;
 mod drivers;
 mod hub;
 mod info;

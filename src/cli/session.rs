@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::demo;
 use super::hub::{self, Need};
 use super::plan::size;
 use crate::engine::{Engine, Options, Request};
@@ -33,8 +34,9 @@ const CONTEXT: u32 = 4096;
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// A checkpoint's folder in Hugging Face layout, or a repo id such as deepseek-ai/DeepSeek-V2-Lite
+    /// [default: the small model of stories that comes with lamina]
     #[arg(long, value_name = "DIR|REPO_ID", env = "LAMINA_MODEL", hide_env = true)]
-    model: String,
+    model: Option<String>,
     /// Tokens of the context, prompt and answer together [default: what they need, at least 4096, at
     /// most what the model was made for]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
@@ -184,7 +186,11 @@ impl ModelArgs {
     /// # Errors
     /// Names the file that is missing or wrong.
     pub fn find(&self, text: bool) -> Result<Found> {
-        let folder = hub::folder(&self.model, if text { Need::Text } else { Need::Weights })?;
+        let folder = match &self.model {
+            Some(named) => hub::folder(named, if text { Need::Text } else { Need::Weights })?,
+            None => demo::folder()?,
+        };
+        eprintln!("model: {}", self.model.as_deref().unwrap_or("the small model of stories that comes with lamina"));
         let config = Config::open(&folder)?;
         let generation = Generation::open(&folder, &config)?;
         let text = match text || folder.join("tokenizer.json").exists() {
@@ -226,10 +232,11 @@ impl ModelArgs {
         let device = pollster::block_on(Device::open(selector, &gpu::Options::default()))?;
         let checkpoint = Checkpoint::open(&folder)?;
         let (tensors, _) = Tensors::find(&config, &checkpoint)?;
+        let token = Widths::of(&config, 1, format).token_bytes(Kind::Mla);
         let plan = Plan {
             weights: plan::weight_bytes(&tensors, Some(&checkpoint)),
-            scratch: plan::scratch_bytes(&config),
-            token: Widths::of(&config, 1, format).token_bytes(Kind::Mla),
+            scratch: plan::scratch_bytes(&config, token, 1),
+            token,
             context: u64::from(context),
             batch: 1,
             memory: self.memory,
