@@ -31,8 +31,9 @@
 //! # }
 //! ```
 //!
-//! The command `lamina` (feature `cli`, on by default) shows the adapters of a machine and checks
-//! every kernel on them. `docs/architecture.md` is the map of the sources.
+//! [`model::Model`] loads a checkpoint, and [`engine::Engine`] continues texts with it. The command `lamina`
+//! (feature `cli`, on by default) does so from a prompt, shows the adapters of a machine, and checks every
+//! kernel on them. `docs/architecture.md` is the map of the sources.
 
 pub mod bench;
 pub mod check;
@@ -49,3 +50,8 @@ pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
+
+/// The README's example, compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

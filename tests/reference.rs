@@ -145,3 +145,55 @@ fn weights_and_caches_in_many_small_bindings_change_nothing() {
     let limit = gpu::Options { binding_bytes: Some(64 << 10), checked: true };
     agree(&["deepseek_v3", "longcat_flash"], &options, &adapters(&limit), 2e-5);
 }
+
+/// What the reference implementation gave for the model that is shipped; see demos/model/golden.py.
+fn golden() -> (PathBuf, serde_json::Value) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demos/model");
+    let text = std::fs::read_to_string(folder.join("golden.json")).expect("it is shipped");
+    (folder, serde_json::from_str(&text).expect("it is JSON"))
+}
+
+fn ids(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+#[test]
+fn the_shipped_model_continues_prompts_as_the_reference_does_everywhere() {
+    let (folder, golden) = golden();
+    let text = lamina::text::Text::load(&folder).unwrap();
+    for device in devices(false) {
+        let mut engine = engine(&device, &folder, &Options { context: 128, ..Options::default() });
+        for case in golden["greedy"].as_array().unwrap() {
+            let (prompt, expected) = (case["prompt"].as_str().unwrap(), ids(&case["ids"]));
+            assert_eq!(text.encode(prompt).unwrap(), ids(&case["prompt_ids"]), "the ids of {prompt:?}");
+            let found = greedy(&mut engine, &ids(&case["prompt_ids"]), expected.len());
+            assert_eq!(found, expected, "{prompt:?} on {}", device.caps().label());
+        }
+    }
+}
+
+#[test]
+fn the_shipped_model_s_perplexity_is_the_reference_s() {
+    let (folder, golden) = golden();
+    let device = Device::cpu(&gpu::Options::default());
+    let mut engine = engine(&device, &folder, &Options { context: 1000, ..Options::default() });
+    let text = &golden["texts"][0];
+    let (all, window) = (ids(&text["ids"]), text["window"].as_u64().unwrap() as usize);
+    assert_eq!(all.len(), 2000);
+    let vocab = engine.model().config.vocab as usize;
+    let (mut loss, mut count) = (0.0, 0);
+    for part in all.chunks(window) {
+        let id = engine.create(&Sampler::default()).unwrap();
+        let logits = block_on(engine.logits(id, part)).unwrap();
+        engine.free(id);
+        for (row, next) in logits.chunks_exact(vocab).zip(&part[1..]) {
+            let largest = row.iter().fold(f32::MIN, |most, v| most.max(*v));
+            let sum: f64 = row.iter().map(|v| f64::from(v - largest).exp()).sum();
+            loss += f64::from(largest - row[*next as usize]) + sum.ln();
+            count += 1;
+        }
+    }
+    let (found, expected) = ((loss / f64::from(count)).exp(), text["perplexity"].as_f64().unwrap());
+    println!("perplexity {found}, expected {expected}");
+    assert!((found / expected - 1.0).abs() < 5e-3, "perplexity {found}, expected {expected}");
+}

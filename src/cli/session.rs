@@ -293,10 +293,8 @@ impl Interrupt {
     pub fn listen() -> Result<Interrupt> {
         let flag = Arc::new(AtomicBool::new(false));
         let pressed = flag.clone();
-        ctrlc::set_handler(move || pressed.store(true, Ordering::Relaxed)).map_err(|fault| Error::Io {
-            path: "the signal of Ctrl-C".into(),
-            source: std::io::Error::other(fault),
-        })?;
+        ctrlc::set_handler(move || pressed.store(true, Ordering::Relaxed))
+            .map_err(|fault| Error::Io { path: "the signal of Ctrl-C".into(), source: std::io::Error::other(fault) })?;
         Ok(Interrupt(flag))
     }
 
@@ -327,7 +325,14 @@ pub struct Timings {
 
 impl Timings {
     /// Of an answer of `tokens` tokens, the first after `first` and the last after `all`.
-    pub fn new(session: &Session, prompt: usize, tokens: usize, held: usize, first: Duration, all: Duration) -> Timings {
+    pub fn new(
+        session: &Session,
+        prompt: usize,
+        tokens: usize,
+        held: usize,
+        first: Duration,
+        all: Duration,
+    ) -> Timings {
         let config = &session.engine.model().config;
         let token = Widths::of(config, 1, session.engine.options().format).token_bytes(Kind::Mla);
         let decode = all.saturating_sub(first).as_secs_f64();

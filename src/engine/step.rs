@@ -263,7 +263,7 @@ impl Engine {
     /// [`Error::Capacity`] and [`Error::OutOfPages`] where they do not fit, [`Error::Usage`] for an id outside
     /// the vocabulary, and faults of the driver.
     pub async fn feed(&mut self, id: SequenceId, ids: &[u32], seed: u32) -> Result<Reading> {
-        self.check(ids)?;
+        self.check(id, ids)?;
         let mut parts = ids.chunks(self.options.step_tokens as usize).peekable();
         while let Some(part) = parts.next() {
             if parts.peek().is_some() {
@@ -302,7 +302,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::feed`].
     pub async fn logits(&mut self, id: SequenceId, ids: &[u32]) -> Result<Vec<f32>> {
-        self.check(ids)?;
+        self.check(id, ids)?;
         let (vocab, stride) = (self.model.config.vocab as usize, self.forward.logits.stride as usize);
         let mut all = Vec::with_capacity(ids.len() * vocab);
         for part in ids.chunks(self.options.step_tokens.min(self.logits) as usize) {
@@ -315,7 +315,12 @@ impl Engine {
         Ok(all)
     }
 
-    fn check(&self, ids: &[u32]) -> Result<()> {
+    fn check(&self, id: SequenceId, ids: &[u32]) -> Result<()> {
+        let (length, context) = (self.tokens(id) + ids.len(), self.options.context as usize);
+        if length > context {
+            let (asked, limit) = (length as u64, context as u64);
+            return Err(Error::Capacity { what: "tokens in a context".into(), asked, limit });
+        }
         let vocab = self.model.config.vocab;
         if let Some(id) = ids.iter().find(|id| **id >= vocab) {
             let expected = format!("below the vocabulary's {vocab}");
@@ -374,7 +379,11 @@ impl Engine {
         };
         let recording = match self.recorded.take() {
             Some((of, recording)) if of == shape => recording,
-            _ => self.record(&shape, &plan),
+            _ => {
+                let recording = self.record(&shape, &plan);
+                self.device.prepare(&recording)?;
+                recording
+            }
         };
         match &self.options.reference_until {
             Some(stage) => run_until(&self.device, &recording, stage).await?,

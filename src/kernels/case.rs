@@ -88,28 +88,31 @@ pub struct Tolerance {
     pub nmse: f64,
     /// The largest root mean square error of a row whose expected values are all zero.
     pub zero: f64,
+    /// A root mean square error that passes whatever the values are: what is left of terms that cancel
+    /// is off by the rounding of the terms.
+    pub absolute: f64,
 }
 
 impl Tolerance {
     /// The same bits.
-    pub const EXACT: Tolerance = Tolerance { nmse: 0.0, zero: 0.0 };
+    pub const EXACT: Tolerance = Tolerance { nmse: 0.0, zero: 0.0, absolute: 0.0 };
 
     /// f32 arithmetic with sums of `length` terms: each term may be rounded once more than the
     /// twin's, in the worst order; the factor 16 leaves room for `exp`, `sqrt` and division, which
     /// drivers round by a few units.
     pub fn f32(length: usize) -> Tolerance {
         let eps = f64::from(f32::EPSILON) / 2.0;
-        Tolerance { nmse: 16.0 * eps * eps * (length.max(16) as f64), zero: 1e-30 }
+        Tolerance { nmse: 16.0 * eps * eps * (length.max(16) as f64), zero: 1e-30, absolute: 0.0 }
     }
 
     /// An f32 result stored as f16: the rounding may fall to the neighbour of the twin's.
     pub fn f16() -> Tolerance {
-        Tolerance { nmse: 3e-7, zero: 1e-7 }
+        Tolerance { nmse: 3e-7, zero: 1e-7, absolute: 0.0 }
     }
 
     /// An NMSE of at most `nmse`.
     pub fn nmse(nmse: f64) -> Tolerance {
-        Tolerance { nmse, zero: 1e-30 }
+        Tolerance { nmse, zero: 1e-30, absolute: 0.0 }
     }
 }
 

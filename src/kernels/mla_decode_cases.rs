@@ -183,8 +183,8 @@ impl Shape {
         // Of a row's products; and the sums over a context, rounded once a term.
         let rounding = (2.4e-7 * self.context.draw.magnitude()).powi(2);
         let tolerance = Tolerance::nmse(Tolerance::f32(4096).nmse + rounding);
-        // An output that cancels, of an even softmax, and a log-sum-exp may be small beside its error.
-        let lse = Tolerance::nmse(1e-7);
+        // A log-sum-exp near 0 is the difference of a score and a logarithm: off by the score's rounding.
+        let lse = Tolerance { absolute: 2.4e-8 * self.context.draw.magnitude(), ..Tolerance::nmse(1e-7) };
         let mut tensors = vec![
             Tensor::input("batch", words(&batch)),
             Tensor::input("rows", words(&rows)),

@@ -413,7 +413,7 @@ const RECORD: usize = size_of::<Record>() / 4;
 /// A record's words are ids, compared bit by bit, and log-probabilities, each by itself. Where few ids share
 /// all the probability, the logarithm of one near 1 is a difference of larger numbers.
 fn checks(vocabulary: usize) -> Vec<Check> {
-    let close = Tolerance { nmse: if vocabulary < 64 { 1e-7 } else { 1e-11 }, zero: 1e-6 };
+    let close = Tolerance { zero: 1e-6, ..Tolerance::nmse(if vocabulary < 64 { 1e-7 } else { 1e-11 }) };
     let of = |first| if first == 1 || first >= 8 { close } else { Tolerance::EXACT };
     (0..13).map(|first| Check { stride: RECORD, first, columns: 1, tolerance: of(first) }).collect()
 }
