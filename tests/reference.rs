@@ -1,5 +1,5 @@
-//! Whole models against their reference implementations: the tiny checkpoints of every architecture that
-//! stand beside the repository, on every adapter and on the `cpu` device. See their README for how they were made.
+//! Whole models against their reference implementations: tiny checkpoints of every architecture and the model
+//! that is shipped, on every adapter and on the `cpu` device.
 
 use std::path::{Path, PathBuf};
 
@@ -32,14 +32,9 @@ const FIXTURES: [&str; 14] = [
     "longcat_flash",
 ];
 
-/// The folder of the checkpoints, where it stands beside the repository.
-fn fixtures() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-    if !folder.is_dir() {
-        eprintln!("skipped: there are no checkpoints at {}", folder.display());
-        return None;
-    }
-    Some(folder)
+/// The folder of a checkpoint; its README says how all were made.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(name)
 }
 
 /// Every adapter and the `cpu` device, which comes first where `cpu_first`.
@@ -56,6 +51,8 @@ struct Reference {
     greedy: Vec<u32>,
     /// `[prompt + greedy, vocab]`
     logits: Vec<f32>,
+    /// Behind the embedding and each layer, `[prompt + greedy, hidden]`; the last normalised.
+    hidden: Vec<Vec<f32>>,
 }
 
 impl Reference {
@@ -66,8 +63,10 @@ impl Reference {
             let data = tensors.tensor(name).expect(name).data();
             bytemuck::pod_collect_to_vec::<u8, i64>(data).into_iter().map(|id| id as u32).collect()
         };
-        let logits = bytemuck::pod_collect_to_vec(tensors.tensor("logits").expect("logits").data());
-        Reference { prompt: ids("input_ids"), greedy: ids("greedy_ids"), logits }
+        let values = |name: &str| bytemuck::pod_collect_to_vec(tensors.tensor(name).expect(name).data());
+        let names = (0..).map(|i| format!("hidden.{i}")).take_while(|name| tensors.tensor(name).is_ok());
+        let hidden = names.map(|name| values(&name)).collect();
+        Reference { prompt: ids("input_ids"), greedy: ids("greedy_ids"), logits: values("logits"), hidden }
     }
 }
 
@@ -76,12 +75,12 @@ fn engine(device: &Device, folder: &Path, options: &Options) -> Engine {
     Engine::new(device, model, options).unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
 }
 
-/// The greatest difference over the greatest magnitude.
-fn relative(found: &[f32], expected: &[f32]) -> f32 {
+/// The relative L2 distance: the root of the squared differences' sum over that of the squared values.
+fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-    let differ = found.iter().zip(expected).map(|(f, e)| (f - e).abs());
-    differ.fold(0.0f32, |most, d| if d <= most { most } else { d }) / largest
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let differ = squares(&mut found.iter().zip(expected).map(|(f, e)| f64::from(f - e)));
+    (differ / squares(&mut expected.iter().map(|e| f64::from(*e)))).sqrt()
 }
 
 fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> Vec<u32> {
@@ -93,13 +92,12 @@ fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> Vec<u32> {
 }
 
 /// The reference's logits and greedy tokens within `tolerance`, for each of `names` on each device.
-fn agree(names: &[&str], options: &Options, devices: &[Device], tolerance: f32) {
-    let Some(folder) = fixtures() else { return };
+fn agree(names: &[&str], options: &Options, devices: &[Device], tolerance: f64) {
     let mut wrong = Vec::new();
     for device in devices {
         for name in names {
-            let reference = Reference::open(&folder.join(name));
-            let mut engine = engine(device, &folder.join(name), options);
+            let reference = Reference::open(&fixture(name));
+            let mut engine = engine(device, &fixture(name), options);
             let all = [reference.prompt.as_slice(), &reference.greedy].concat();
             let id = engine.create(&Sampler::default()).unwrap();
             let logits = block_on(engine.logits(id, &all)).unwrap();
@@ -123,8 +121,44 @@ fn options() -> Options {
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_the_reference_implementation() {
-    // A latent of 32 values in f16 moves logits by so much.
-    agree(&FIXTURES, &options(), &devices(false), 4e-3);
+    agree(&FIXTURES, &options(), &devices(false), 1e-3);
+}
+
+#[test]
+fn every_layer_s_hidden_states_are_those_of_the_reference_implementation() {
+    let options = Options { format: RecordFormat::F32, step_tokens: 48, ..options() };
+    let device = &devices(true)[0];
+    for name in FIXTURES {
+        let reference = Reference::open(&fixture(name));
+        let mut engine = engine(device, &fixture(name), &options);
+        let all = [reference.prompt.as_slice(), &reference.greedy].concat();
+        let id = engine.create(&Sampler::default()).unwrap();
+        let hidden = block_on(engine.hidden(id, &all)).unwrap();
+        assert_eq!(hidden.len(), reference.hidden.len(), "{name}: layers");
+        for (layer, (found, expected)) in hidden.iter().zip(&reference.hidden).enumerate() {
+            let error = relative(found, expected);
+            assert!(error < 2e-5, "{name}, hidden.{layer}: off by {error:e}");
+        }
+    }
+}
+
+#[test]
+fn prompts_in_one_step_in_steps_of_7_and_token_by_token_are_the_same() {
+    let device = &devices(true)[0];
+    for name in FIXTURES {
+        let reference = Reference::open(&fixture(name));
+        let mut logits = Vec::new();
+        for step_tokens in [64, 7, 1] {
+            let mut engine = engine(device, &fixture(name), &Options { step_tokens, ..options() });
+            let id = engine.create(&Sampler::default()).unwrap();
+            logits.push(block_on(engine.logits(id, &reference.prompt)).unwrap());
+            engine.free(id);
+            assert_eq!(greedy(&mut engine, &reference.prompt, 8), reference.greedy, "{name}, {step_tokens} a step");
+        }
+        for other in &logits[1..] {
+            assert!(relative(other, &logits[0]) < 1e-3, "{name}");
+        }
+    }
 }
 
 #[test]

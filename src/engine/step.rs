@@ -338,6 +338,43 @@ impl Engine {
         self.device.start_read(&[written.part(0, (count * size_of::<Record>()) as u64)])
     }
 
+    /// Appends `ids` to a sequence, at most those of one step, and gives the hidden states behind the embedding
+    /// and behind each layer, the last of them normalised: `[layers + 1]` of `[ids, hidden]`. It is how a model
+    /// is held against another implementation of it, layer by layer.
+    ///
+    /// # Errors
+    /// As [`Engine::feed`]; [`Error::Capacity`] for more ids than a step takes.
+    pub async fn hidden(&mut self, id: SequenceId, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.check(id, ids)?;
+        if ids.len() > self.options.step_tokens as usize {
+            let (asked, limit) = (ids.len() as u64, u64::from(self.options.step_tokens));
+            return Err(Error::Capacity { what: "tokens in a step".into(), asked, limit });
+        }
+        let (shape, plan) = self.prepare(&[(id, ids.len() as u32, 0)], Ids::Given(ids), &[0], false)?;
+        let cache = self.caches();
+        let step = self.step(&shape, &plan, &cache);
+        let (forward, model) = (&self.forward, &self.model);
+        let layers = model.layers.len();
+        let mut all = Vec::new();
+        for part in 0..=layers {
+            let mut recording = Recording::new();
+            match part {
+                0 => forward.embed(&mut recording, model, &step),
+                _ => forward.layers(&mut recording, model, &step, part - 1..part),
+            }
+            if part == layers {
+                forward.head(&mut recording, model, &step);
+            }
+            self.device.submit(&recording)?;
+            let states = if part == layers { forward.normed() } else { forward.hidden() };
+            let bytes = self.device.read(std::slice::from_ref(&states.view)).await?.remove(0);
+            let rows: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+            let row = |row: &[f32]| row[..model.config.hidden as usize].to_vec();
+            all.push(rows.chunks(states.stride as usize).take(ids.len()).flat_map(row).collect());
+        }
+        Ok(all)
+    }
+
     /// Makes room in the cache, writes the step's facts, and submits it. Each of `work` is a sequence, its
     /// new tokens, and its seed.
     async fn submit(
@@ -347,6 +384,34 @@ impl Engine {
         picked: &[u32],
         sample: bool,
     ) -> Result<()> {
+        let (shape, plan) = self.prepare(work, ids, picked, sample)?;
+        let recording = match self.recorded.take() {
+            Some((of, recording)) if of == shape => recording,
+            _ => {
+                let recording = self.record(&shape, &plan);
+                self.device.prepare(&recording)?;
+                recording
+            }
+        };
+        match &self.options.reference_until {
+            Some(stage) => run_until(&self.device, &recording, stage).await?,
+            None => self.device.submit(&recording)?,
+        }
+        self.recorded = Some((shape, recording));
+        if sample {
+            self.turn = 1 - self.turn;
+        }
+        Ok(())
+    }
+
+    /// Makes room in the cache and writes the step's facts.
+    fn prepare(
+        &mut self,
+        work: &[(SequenceId, u32, u32)],
+        ids: Ids<'_>,
+        picked: &[u32],
+        sample: bool,
+    ) -> Result<(Shape, Plan)> {
         for (id, tokens, _) in work {
             self.cache.append(*id, *tokens as usize)?;
         }
@@ -377,29 +442,18 @@ impl Engine {
             dispatches: plan.dispatches.clone(),
             sequences: work.len(),
         };
-        let recording = match self.recorded.take() {
-            Some((of, recording)) if of == shape => recording,
-            _ => {
-                let recording = self.record(&shape, &plan);
-                self.device.prepare(&recording)?;
-                recording
-            }
-        };
-        match &self.options.reference_until {
-            Some(stage) => run_until(&self.device, &recording, stage).await?,
-            None => self.device.submit(&recording)?,
-        }
-        self.recorded = Some((shape, recording));
-        if sample {
-            self.turn = 1 - self.turn;
-        }
-        Ok(())
+        Ok((shape, plan))
     }
 
-    fn record(&self, shape: &Shape, plan: &Plan) -> Recording {
+    /// The latent cache of each attention.
+    fn caches(&self) -> Vec<&[CacheChunk]> {
+        (0..self.model.config.attentions()).map(|i| self.cache.latent(i)).collect()
+    }
+
+    /// What the forward pass needs to know of a step.
+    fn step<'a>(&'a self, shape: &Shape, plan: &'a Plan, cache: &'a [&'a [CacheChunk]]) -> Step<'a> {
         let facts = &self.facts;
-        let cache: Vec<&[CacheChunk]> = (0..self.model.config.attentions()).map(|i| self.cache.latent(i)).collect();
-        let step = Step {
+        Step {
             batch: facts.batch.clone(),
             rows: facts.rows.clone(),
             ids: if shape.sampled_ids { facts.tokens.clone() } else { facts.ids.clone() },
@@ -410,10 +464,15 @@ impl Engine {
             tokens: shape.tokens,
             most_tokens: shape.most_tokens,
             logits: shape.logits,
-            cache: &cache,
-        };
+            cache,
+        }
+    }
+
+    fn record(&self, shape: &Shape, plan: &Plan) -> Recording {
+        let facts = &self.facts;
+        let cache = self.caches();
         let mut recording = Recording::new();
-        self.forward.record(&mut recording, &self.model, &step);
+        self.forward.record(&mut recording, &self.model, &self.step(shape, plan, &cache));
         if let Some(turn) = shape.samples {
             recording.stage("sample");
             let params = sample::Params {

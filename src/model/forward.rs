@@ -144,6 +144,12 @@ impl Forward {
         &self.hidden
     }
 
+    /// The normalised hidden states, `[tokens, hidden]`, that the last recorded part reads: behind the head,
+    /// those of the final norm.
+    pub fn normed(&self) -> &Activations {
+        &self.normed
+    }
+
     /// Records a whole step: embeddings, all layers, and the logits of the picked rows.
     pub fn record(&self, recording: &mut Recording, model: &Model, step: &Step) {
         recording.stage("embed");
