@@ -197,11 +197,15 @@ fn the_shipped_model_continues_prompts_as_the_reference_does_everywhere() {
     let text = lamina::text::Text::load(&folder).unwrap();
     for device in devices(false) {
         let mut engine = engine(&device, &folder, &Options { context: 128, ..Options::default() });
+        // GL and SwiftShader take a minute for what lavapipe does in 20 seconds: fewer tokens there.
+        let caps = device.caps();
+        let slow = caps.is_software() && (caps.backend == "gl" || caps.name.contains("SwiftShader"));
         for case in golden["greedy"].as_array().unwrap() {
             let (prompt, expected) = (case["prompt"].as_str().unwrap(), ids(&case["ids"]));
             assert_eq!(text.encode(prompt).unwrap(), ids(&case["prompt_ids"]), "the ids of {prompt:?}");
-            let found = greedy(&mut engine, &ids(&case["prompt_ids"]), expected.len());
-            assert_eq!(found, expected, "{prompt:?} on {}", device.caps().label());
+            let count = if slow { 12 } else { expected.len() };
+            let found = greedy(&mut engine, &ids(&case["prompt_ids"]), count);
+            assert_eq!(found, expected[..count], "{prompt:?} on {}", device.caps().label());
         }
     }
 }
