@@ -244,6 +244,12 @@ fn an_import_is_found_in_every_form() {
     assert_eq!(imports(code), ["gpu", "Error", "kernels", "num", "check"]);
 }
 
+/// The words of a command; what stands in quotes is one.
+fn words(command: &str) -> Vec<&str> {
+    let parts = command.split('"').enumerate();
+    parts.flat_map(|(i, part)| if i % 2 == 1 { vec![part] } else { part.split_whitespace().collect() }).collect()
+}
+
 #[test]
 fn the_readme_s_links_and_commands_exist() {
     for document in ["README.md", "docs/architecture.md", "docs/kernels.md", "docs/cli.md"] {
@@ -262,7 +268,7 @@ fn the_readme_s_links_and_commands_exist() {
             assert!(root().join(command).is_file(), "{command}");
         } else if let Some(arguments) = command.strip_prefix("cargo run --release -- ") {
             let lamina = std::process::Command::new(env!("CARGO_BIN_EXE_lamina"))
-                .args(arguments.split_whitespace())
+                .args(words(arguments))
                 .arg("--help")
                 .output()
                 .expect("lamina starts");
