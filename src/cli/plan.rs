@@ -88,10 +88,21 @@ pub struct Args {
 
 /// How a cache is stored.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Format {
+pub(super) enum Format {
     F16,
     F32,
     Fp8,
+}
+
+impl Format {
+    /// The records' format and its name.
+    pub(super) fn record(self) -> (RecordFormat, &'static str) {
+        match self {
+            Format::F16 => (RecordFormat::F16, "f16"),
+            Format::F32 => (RecordFormat::F32, "f32"),
+            Format::Fp8 => (RecordFormat::Fp8, "fp8"),
+        }
+    }
 }
 
 /// What was planned; `--json` prints it.
@@ -160,14 +171,6 @@ impl Args {
         Ok(0)
     }
 
-    fn format(&self) -> (RecordFormat, &'static str) {
-        match self.cache {
-            Format::F16 => (RecordFormat::F16, "f16"),
-            Format::F32 => (RecordFormat::F32, "f32"),
-            Format::Fp8 => (RecordFormat::Fp8, "fp8"),
-        }
-    }
-
     fn groups(&self, heads: u32) -> Result<u64> {
         let usual = (1..=8.min(heads.div_ceil(2))).rev().find(|groups| heads.is_multiple_of(*groups));
         let groups = self.gqa.or(usual).unwrap_or(1);
@@ -199,7 +202,7 @@ impl Args {
             let expected = format!("at most {}, the longest context of the model", config.max_context);
             return Err(usage("--ctx", &expected, &context.to_string()));
         }
-        let (format, name) = self.format();
+        let (format, name) = self.cache.record();
         let widths = Widths::of(&config, self.groups(config.mla.heads)?, format);
         let token = widths.token_bytes(Kind::Mla);
         let plan = Plan {
@@ -233,7 +236,7 @@ impl Args {
             }
             (None, None) => return Err(usage("--head-dim", "the width of a head, or --hidden", "neither")),
         };
-        let (format, name) = self.format();
+        let (format, name) = self.cache.record();
         let widths = Widths {
             layers: layers.into(),
             heads: heads.into(),

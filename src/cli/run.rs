@@ -152,18 +152,12 @@ pub(super) fn answer(
                 first = last;
             }
             records.push(record);
-            let Some(text) = &mut text else {
-                if interrupt.taken() {
-                    break;
-                }
-                continue;
-            };
-            if !end.contains(&record.token) {
+            if let Some(text) = text.as_mut().filter(|_| !end.contains(&record.token)) {
                 let piece = text.push(record.token)?;
                 show(&piece)?;
                 shown.push_str(&piece);
             }
-            if text.stopped() || interrupt.taken() {
+            if text.as_ref().is_some_and(TextStream::stopped) || interrupt.taken() {
                 break;
             }
         }

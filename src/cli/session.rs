@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::demo;
 use super::hub::{self, Need};
-use super::plan::size;
+use super::plan::{Format, size};
 use crate::engine::{Engine, Options, Request};
 use crate::gpu::{self, Caps, Device, DeviceType, Selector};
 use crate::kernels::sample::Sampler;
@@ -21,7 +21,6 @@ use crate::model::generation::Generation;
 use crate::model::plan::{self, Kind, Plan, Widths};
 use crate::model::tensors::Tensors;
 use crate::model::{Config, Model};
-use crate::num::record::RecordFormat;
 use crate::text::Text;
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -46,7 +45,7 @@ pub struct ModelArgs {
     memory: Option<u64>,
     /// How the latent cache is stored
     #[arg(long, value_name = "FORMAT", default_value = "f16")]
-    cache: CacheFormat,
+    cache: Format,
     /// Tokens of a cache page
     #[arg(long, value_name = "TOKENS", default_value_t = 64)]
     page: u32,
@@ -61,14 +60,6 @@ pub struct ModelArgs {
     /// layers.0.attention, ... head, sample
     #[arg(long, value_name = "STAGE")]
     reference_until: Option<String>,
-}
-
-/// How a cache is stored.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CacheFormat {
-    F16,
-    F32,
-    Fp8,
 }
 
 /// Which kernels decode.
@@ -223,18 +214,14 @@ impl ModelArgs {
     /// What does not fit is refused with the numbers before anything is loaded; and as [`Model::load`].
     pub fn open(&self, found: Found, tokens: usize, selector: &Selector) -> Result<Session> {
         let Found { folder, config, text, generation } = found;
-        let format = match self.cache {
-            CacheFormat::F16 => RecordFormat::F16,
-            CacheFormat::F32 => RecordFormat::F32,
-            CacheFormat::Fp8 => RecordFormat::Fp8,
-        };
+        let format = self.cache.record().0;
         let context = self.context(&config, tokens)?;
         let device = pollster::block_on(Device::open(selector, &gpu::Options::default()))?;
         let checkpoint = Checkpoint::open(&folder)?;
-        let (tensors, _) = Tensors::find(&config, &checkpoint)?;
+        let tensors = Tensors::find(&config, &checkpoint)?;
         let token = Widths::of(&config, 1, format).token_bytes(Kind::Mla);
         let plan = Plan {
-            weights: plan::weight_bytes(&tensors, Some(&checkpoint)),
+            weights: plan::weight_bytes(&tensors.0, Some(&checkpoint)),
             scratch: plan::scratch_bytes(&config, token, 1),
             token,
             context: u64::from(context),
@@ -243,10 +230,9 @@ impl ModelArgs {
         };
         plan.check("--memory")?;
         plan::check_bindings(&config, device.caps())?;
-        drop(checkpoint);
         let started = Instant::now();
         let bar = progress();
-        let model = Model::load(&device, &folder, |done, total| {
+        let model = Model::load_found(&device, config, &checkpoint, tensors, |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         })?;

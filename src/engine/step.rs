@@ -11,6 +11,7 @@ use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Split};
 use crate::model::Model;
 use crate::model::forward::{Decode, Forward, Limits, Step};
+use crate::model::plan::{LOGITS_BYTES, STEP};
 use crate::num::record::RecordFormat;
 
 /// What an engine is allocated for.
@@ -39,7 +40,7 @@ impl Default for Options {
         Options {
             context: 4096,
             sequences: 1,
-            step_tokens: 256,
+            step_tokens: STEP as u32,
             page: 64,
             format: RecordFormat::F16,
             decode: Decode::Auto,
@@ -86,9 +87,6 @@ pub struct Engine {
     /// Which of the two buffers of records the next step writes.
     turn: usize,
 }
-
-/// The most bytes of a step's logits, where one sequence does not need more.
-const LOGITS_BYTES: u32 = 32 << 20;
 
 /// The buffers of a step's facts.
 struct Facts {
@@ -163,7 +161,7 @@ impl Engine {
         let partials = target.partials_for(step_tokens, step_tokens, options.sequences, pages, sequence_pages);
         target.partials = partials;
         // Prompts need logits of their last token alone; more at a time are a matter of `Engine::logits`.
-        let affordable = LOGITS_BYTES / (4 * model.config.vocab.next_multiple_of(4));
+        let affordable = LOGITS_BYTES as u32 / (4 * model.config.vocab.next_multiple_of(4));
         let logits = affordable.clamp(options.sequences, step_tokens);
         let limits = Limits {
             tokens: step_tokens,
@@ -194,7 +192,7 @@ impl Engine {
             tokens: of(logits, 4, "sampled ids")?,
             records: [records("records of even steps")?, records("records of odd steps")?],
         };
-        let sample = Sample::new(&sample::Spec, &Sample::tuning(&sample::Spec, device.caps()).variant.tuning);
+        let sample = Sample::chosen(&sample::Spec, device.caps());
         let options = Options { step_tokens, ..options.clone() };
         let device = device.clone();
         Ok(Engine { device, model, options, logits, forward, cache, sample, target, facts, recorded: None, turn: 0 })

@@ -262,14 +262,12 @@ impl Linear {
         if tokens < self.crossover.gemm_from {
             let class = class(&gemv::TOKENS);
             let spec = gemv::Spec { format, epilogue, tokens: gemv::TOKENS[class] };
-            let made = self.gemv[of * gemv::TOKENS.len() + class]
-                .get_or_init(|| Gemv::new(&spec, &Gemv::tuning(&spec, &self.caps).variant.tuning));
+            let made = self.gemv[of * gemv::TOKENS.len() + class].get_or_init(|| Gemv::chosen(&spec, &self.caps));
             made.record(recording, product);
         } else {
             let class = class(&gemm::TOKENS);
             let spec = gemm::Spec { format, epilogue, tokens: gemm::TOKENS[class] };
-            let made = self.gemm[of * gemm::TOKENS.len() + class]
-                .get_or_init(|| Gemm::new(&spec, &Gemm::tuning(&spec, &self.caps).variant.tuning));
+            let made = self.gemm[of * gemm::TOKENS.len() + class].get_or_init(|| Gemm::chosen(&spec, &self.caps));
             made.record(recording, product);
         }
     }

@@ -231,12 +231,17 @@ fn twin(spec: &Spec, params: Params, heads: usize, host: &Host) {
     let head_of = |(token, head): (usize, usize)| {
         let position = rows[token].position;
         let at = token * params.q_stride as usize + (params.first_head as usize + head) * (n + p);
-        let (q_nope, q_pe) = q[at..at + n + p].split_at(n);
-        let w_uk = kv_b[head * (n + v) * stride..].chunks_exact(stride);
-        let mut query = reference::mla_absorb::absorb(q_nope, w_uk, r);
-        query.extend(reference::mla_append::turned(q_pe, position, &table, spec.layout));
-        let factor = f64::from(params.scale) * reference::mla_absorb::growth(position, params.beta, params.length);
-        let mut query: Vec<f32> = query.iter().map(|x| (x * factor) as f32).collect();
+        let absorb = reference::mla_absorb::Absorb {
+            query: &q[at..at + n + p],
+            w_uk: kv_b[head * (n + v) * stride..].chunks_exact(stride).take(n).collect(),
+            latent: r,
+            position,
+            scale: params.scale,
+            growth: (params.beta, params.length),
+            table: &table,
+            layout: spec.layout,
+        };
+        let mut query = absorb.query();
         query.resize(width, 0.0);
         (token * params.heads as usize + params.first_head as usize + head, query)
     };

@@ -199,11 +199,7 @@ impl MlaDecodeFused {
     /// # Panics
     /// When values are asked for, but a sequence has several splits.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
-        let mut sequences: Vec<u32> = args.plan.splits.iter().map(|split| split.sequence).collect();
-        sequences.sort();
-        sequences.dedup();
-        let single = sequences.len() == args.plan.splits.len();
-        assert!(single || !self.spec.values, "mla_decode_fused: values of sequences with several splits");
+        assert!(args.plan.is_single() || !self.spec.values, "mla_decode_fused: values of sequences with several splits");
         for (dispatch, heads) in args.plan.dispatches.iter().flat_map(|d| args.kv_b.iter().map(move |h| (d, h))) {
             let chunk = &args.cache[dispatch.chunk];
             let params = Params {
@@ -251,7 +247,7 @@ fn twin(spec: &Spec, params: Params, count: usize, host: &Host) {
             let position = sequence.position + token as u32;
             let at = (sequence.first_row as usize + token) * params.q_stride as usize;
             let mut rows = kv_b[head * (n + v) * stride..].chunks_exact(stride);
-            let absorb = reference::mla_decode_fused::Absorb {
+            let absorb = reference::mla_absorb::Absorb {
                 query: &q[at + (params.first_head as usize + head) * (n + p)..][..n + p],
                 w_uk: rows.by_ref().take(n).collect(),
                 latent: r,
@@ -263,7 +259,7 @@ fn twin(spec: &Spec, params: Params, count: usize, host: &Host) {
             };
             let seen = split.end.min(position + 1).saturating_sub(split.begin) as usize;
             let seen = records.chunks_exact(r + p).take(seen);
-            let (output, lse) = reference::mla_decode::attend(&absorb.query(), seen, r);
+            let (output, lse) = reference::mla_decode_fused::attend(&absorb, seen);
             let head = params.first_head as usize + head;
             if spec.values {
                 let values = reference::mla_combine::values(&output, rows.take(v));

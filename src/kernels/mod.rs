@@ -68,6 +68,11 @@ pub trait Kernel: Sized + Send + Sync + 'static {
     /// The kernel with its shader composed.
     fn new(spec: &Self::Spec, tuning: &Self::Tuning) -> Self;
 
+    /// The kernel with the variant for a device.
+    fn chosen(spec: &Self::Spec, caps: &Caps) -> Self {
+        Self::new(spec, &Self::tuning(spec, caps).variant.tuning)
+    }
+
     /// The specialised shader.
     fn shader(&self) -> &Arc<Shader>;
 

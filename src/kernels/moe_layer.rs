@@ -135,10 +135,6 @@ struct Tiled {
     gemm: [MoeGemm; 2],
 }
 
-fn make<K: Kernel>(spec: &K::Spec, caps: &Caps) -> K {
-    K::new(spec, &K::tuning(spec, caps).variant.tuning)
-}
-
 impl MoeLayer {
     /// For a device.
     ///
@@ -149,17 +145,17 @@ impl MoeLayer {
         assert!(experts <= spec.route.experts, "a MoE layer routes to all its experts: {spec:?}");
         let steps = [(Step::Up, spec.gate_up), (Step::Down, spec.down)];
         let tiled = |tile| Tiled {
-            sort: make(&moe_sort::Spec { experts, tile }, caps),
-            gemm: steps.map(|(step, format)| make(&moe_gemm::Spec { format, step, tile }, caps)),
+            sort: MoeSort::chosen(&moe_sort::Spec { experts, tile }, caps),
+            gemm: steps.map(|(step, format)| MoeGemm::chosen(&moe_gemm::Spec { format, step, tile }, caps)),
         };
         MoeLayer {
             spec: *spec,
             crossover: Crossover::of(caps),
             binding_bytes: caps.binding_bytes,
-            route: make(&spec.route, caps),
-            gemv: steps.map(|(step, format)| make(&moe_gemv::Spec { format, step, top_k }, caps)),
+            route: MoeRoute::chosen(&spec.route, caps),
+            gemv: steps.map(|(step, format)| MoeGemv::chosen(&moe_gemv::Spec { format, step, top_k }, caps)),
             tiled: TILES.map(tiled),
-            combine: make(&moe_combine::Spec { experts, top_k, accumulate: spec.accumulate }, caps),
+            combine: MoeCombine::chosen(&moe_combine::Spec { experts, top_k, accumulate: spec.accumulate }, caps),
         }
     }
 

@@ -58,6 +58,15 @@ pub struct Plan {
     pub partials: u32,
 }
 
+impl Plan {
+    /// Every sequence that has new tokens has one split.
+    pub fn is_single(&self) -> bool {
+        let mut sequences: Vec<u32> = self.splits.iter().map(|split| split.sequence).collect();
+        sequences.sort();
+        sequences.windows(2).all(|two| two[0] != two[1])
+    }
+}
+
 /// A split of fewer tokens costs more in its queries and its merging than its tokens do.
 const LEAST_TOKENS: u32 = 64;
 /// Tokens of a split where a sequence's own length sets the borders.
@@ -345,6 +354,7 @@ mod tests {
         let plan = plan(&mut batch, &table, &target).unwrap();
         check(&batch, &table, &target, &plan);
         assert_eq!(batch.iter().map(|s| s.splits).collect::<Vec<_>>(), [1, 0, 1]);
+        assert!(plan.is_single());
         assert_eq!(plan.partials, 9);
         assert_eq!(super::plan(&mut [], &[], &target).unwrap(), Plan::default());
     }
@@ -377,7 +387,7 @@ mod tests {
         (target.chunk_pages, target.partials) = (1 << 20, 80);
         let plan = plan(&mut batch, &table, &target).unwrap();
         check(&batch, &table, &target, &plan);
-        assert!(plan.partials <= 80 && plan.partials >= 60);
+        assert!(plan.partials <= 80 && plan.partials >= 60 && !plan.is_single());
         target.partials = 7;
         let error = super::plan(&mut batch, &table, &target).unwrap_err().to_string();
         assert!(error.contains("asked for 8") && error.contains('7'), "{error}");

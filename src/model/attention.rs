@@ -2,11 +2,10 @@
 //! that cache (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
 use super::config::{Growth, Mla};
-use super::forward::{Decode, Limits, Step, make, rows};
+use super::forward::{Decode, Limits, Step, rows};
 use super::load::{AttentionWeights, Model};
 use crate::Result;
 use crate::gpu::{Device, Recording, View};
-use crate::kernels::CacheChunk;
 use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
 use crate::kernels::mla_absorb::{self, MlaAbsorb};
 use crate::kernels::mla_append::{self, MlaAppend};
@@ -15,6 +14,7 @@ use crate::kernels::mla_decode::{self, MlaDecode};
 use crate::kernels::mla_decode_fused::{self, MlaDecodeFused};
 use crate::kernels::rms_norm::{self, RmsNorm};
 use crate::kernels::weights::WeightFormat;
+use crate::kernels::{CacheChunk, Kernel};
 
 /// The kernels of attention, and the memory between them.
 pub(super) struct Attention {
@@ -47,7 +47,7 @@ struct ByFormat {
 
 impl Attention {
     pub fn new(device: &Device, model: &Model, limits: &Limits) -> Result<Attention> {
-        let mla = model.config.mla.clone();
+        let (mla, caps) = (model.config.mla.clone(), device.caps());
         let Mla { heads, latent, nope, rope, value, .. } = mla;
         let layout = mla.rotation.layout;
         let blocks = || model.layers.iter().flat_map(|layer| &layer.blocks);
@@ -58,13 +58,13 @@ impl Attention {
             let fused = |values| {
                 let (weights, format) = (format, limits.format);
                 let spec = mla_decode_fused::Spec { nope, rope, value, latent, weights, format, layout, values };
-                make(&spec, device)
+                MlaDecodeFused::chosen(&spec, caps)
             };
             let absorb = mla_absorb::Spec { nope, rope, value, latent, format, layout, tokens };
             let combine = mla_combine::Spec { latent, nope, value, format, output: Output::Values, tokens };
             let kernels = ByFormat {
-                absorb: make(&absorb, device),
-                combine: make(&combine, device),
+                absorb: MlaAbsorb::chosen(&absorb, caps),
+                combine: MlaCombine::chosen(&combine, caps),
                 fused: [false, true].map(fused),
             };
             (format, kernels)
@@ -82,10 +82,16 @@ impl Attention {
         Ok(Attention {
             page: limits.page,
             decode: limits.decode,
-            norm: make(&rms_norm::Spec { branch: false }, device),
-            append: make(&mla_append::Spec { latent, rope, page: limits.page, format: limits.format, layout }, device),
+            norm: RmsNorm::chosen(&rms_norm::Spec { branch: false }, caps),
+            append: MlaAppend::chosen(
+                &mla_append::Spec { latent, rope, page: limits.page, format: limits.format, layout },
+                caps,
+            ),
             by_format: formats.into_iter().map(by_format).collect(),
-            mla_decode: make(&mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens }, device),
+            mla_decode: MlaDecode::chosen(
+                &mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens },
+                caps,
+            ),
             rope_table: rope_table.view(),
             input: of(input, "projections")?,
             compressed: mla.q_rank.map(|rank| of(rank, "compressed queries")).transpose()?,
@@ -173,7 +179,7 @@ impl Attention {
         let (_, kernels) = self.by_format.iter().find(|(f, _)| *f == format).expect("the model's formats were listed");
         let Growth { beta, length } = self.mla.growth.unwrap_or(Growth { beta: 0.0, length: 1 });
         let scale = softmax_scale * q_scale;
-        let single = step.plan.splits.len() == distinct(step);
+        let single = step.plan.is_single();
         let fused = match (&self.absorbed, self.decode) {
             (None, _) => true,
             (Some(_), Decode::Auto) => single && mla_decode_fused::wins(step.tokens, step.plan),
@@ -243,12 +249,4 @@ impl Attention {
         };
         kernels.combine.record(recording, &args);
     }
-}
-
-/// Sequences that have splits.
-fn distinct(step: &Step) -> usize {
-    let mut sequences: Vec<u32> = step.plan.splits.iter().map(|split| split.sequence).collect();
-    sequences.sort();
-    sequences.dedup();
-    sequences.len()
 }

@@ -97,10 +97,6 @@ pub struct Forward {
     pub logits: Activations,
 }
 
-pub(super) fn make<K: Kernel>(spec: &K::Spec, device: &Device) -> K {
-    K::new(spec, &K::tuning(spec, device.caps()).variant.tuning)
-}
-
 /// Memory for `rows` rows of `length` f32.
 pub(super) fn rows(device: &Device, rows: u32, length: u32, label: &str) -> Result<Activations> {
     let size = 4 * u64::from(rows) * u64::from(length.next_multiple_of(4));
@@ -113,15 +109,15 @@ impl Forward {
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     pub fn new(device: &Device, model: &Model, limits: &Limits) -> Result<Forward> {
-        let config = &model.config;
+        let (config, caps) = (&model.config, device.caps());
         let hidden = |label| rows(device, limits.tokens, config.hidden, label);
         let shortcut = config.layers.iter().any(|layer| layer.shortcut.is_some());
         Ok(Forward {
-            embed: make(&embed::Spec { format: model.embedding.format }, device),
-            pick: make(&embed::Spec { format: WeightFormat::F32 }, device),
-            norm: make(&rms_norm::Spec { branch: false }, device),
-            add_norm: make(&rms_norm::Spec { branch: true }, device),
-            add: make(&add::Spec, device),
+            embed: Embed::chosen(&embed::Spec { format: model.embedding.format }, caps),
+            pick: Embed::chosen(&embed::Spec { format: WeightFormat::F32 }, caps),
+            norm: RmsNorm::chosen(&rms_norm::Spec { branch: false }, caps),
+            add_norm: RmsNorm::chosen(&rms_norm::Spec { branch: true }, caps),
+            add: Add::chosen(&add::Spec, caps),
             linear: Linear::new(device.caps()),
             attention: Attention::new(device, model, limits)?,
             mlp: MlpKernels::new(device, model, limits)?,

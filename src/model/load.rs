@@ -110,13 +110,27 @@ impl Model {
     ///
     /// # Errors
     /// As [`Config::open`], [`Checkpoint::open`], [`Tensors::find`] and [`Device::upload`].
-    pub fn load(device: &Device, folder: &Path, mut progress: impl FnMut(u64, u64)) -> Result<Model> {
+    pub fn load(device: &Device, folder: &Path, progress: impl FnMut(u64, u64)) -> Result<Model> {
         let config = Config::open(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
-        let (tensors, skipped) = Tensors::find(&config, &checkpoint)?;
+        let found = Tensors::find(&config, &checkpoint)?;
+        Model::load_found(device, config, &checkpoint, found, progress)
+    }
+
+    /// Loads the tensors that [`Tensors::find`] gave for a configuration and a checkpoint, as [`Model::load`].
+    ///
+    /// # Errors
+    /// As [`Device::upload`], and [`Error::Invalid`] for a vector that is not finite.
+    pub fn load_found(
+        device: &Device,
+        config: Config,
+        checkpoint: &Checkpoint,
+        (tensors, skipped): (Tensors, Vec<Skipped>),
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Model> {
         let size = |expected: &&Expected| checkpoint.get(&expected.name).map_or(0, |found| found.bytes.len() as u64);
         let total = tensors.all().iter().map(size).sum();
-        let mut load = Load { device, checkpoint: &checkpoint, progress: &mut progress, done: 0, total, bytes: 0 };
+        let mut load = Load { device, checkpoint, progress: &mut progress, done: 0, total, bytes: 0 };
         (load.progress)(0, total);
         let embedding = load.plain(&tensors.embedding)?;
         let layer = |layer: &super::tensors::LayerTensors, load: &mut Load| {

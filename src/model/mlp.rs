@@ -1,10 +1,11 @@
 //! The MLPs of a step: dense ones, and mixtures of experts with their router and shared experts.
 
 use super::config::{Mlp, Moe};
-use super::forward::{Limits, make, rows};
+use super::forward::{Limits, rows};
 use super::load::{GatedWeights, MlpWeights, Model, MoeWeights};
 use crate::Result;
 use crate::gpu::{Device, Recording, View};
+use crate::kernels::Kernel;
 use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
 use crate::kernels::moe::Experts;
 use crate::kernels::moe_layer::{self, MoeLayer, Scratch};
@@ -55,7 +56,7 @@ fn spec(hidden: u32, moe: &Moe, weights: &MoeWeights) -> moe_layer::Spec {
 
 impl MlpKernels {
     pub fn new(device: &Device, model: &Model, limits: &Limits) -> Result<MlpKernels> {
-        let config = &model.config;
+        let (config, caps) = (&model.config, device.caps());
         let mixtures = mixtures(model);
         let mut specs: Vec<moe_layer::Spec> = Vec::new();
         for (moe, weights) in &mixtures {
@@ -64,7 +65,7 @@ impl MlpKernels {
                 specs.push(spec);
             }
         }
-        let layers: Vec<MoeLayer> = specs.iter().map(|spec| MoeLayer::new(spec, device.caps())).collect();
+        let layers: Vec<MoeLayer> = specs.iter().map(|spec| MoeLayer::new(spec, caps)).collect();
         // All layers share the scratch of the one that needs most.
         let most = layers.iter().map(|layer| layer.scratch(limits.tokens)).reduce(|a, b| Scratch {
             routes: a.routes.max(b.routes),
@@ -88,7 +89,7 @@ impl MlpKernels {
             eps: config.eps,
             layers,
             specs,
-            norm: make(&rms_norm::Spec { branch: false }, device),
+            norm: RmsNorm::chosen(&rms_norm::Spec { branch: false }, caps),
             inner: of(inner, "inner MLP")?,
             router: experts.map(|experts| of(experts, "router logits")).transpose()?,
             unnormed: normed.then(|| of(config.hidden, "experts' sum")).transpose()?,

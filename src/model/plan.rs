@@ -216,8 +216,8 @@ pub fn scratch_bytes(config: &Config, token: u64, sequences: u64) -> u64 {
     4 * (STEP.max(sequences) * row + partials + logits * vocab) + token * PAGE * (sequences + 1)
 }
 
-/// Of a step's logits, where one sequence does not need more.
-const LOGITS_BYTES: u64 = 32 << 20;
+/// The most bytes of a step's logits, where one sequence does not need more.
+pub const LOGITS_BYTES: u64 = 32 << 20;
 /// Rows of partial results beside those of a step: 264 workgroups of 16.
 const WORKGROUP_ROWS: u64 = 264 * 16;
 

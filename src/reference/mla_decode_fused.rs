@@ -1,60 +1,35 @@
-//! Twin of `mla_decode_fused`: a query absorbed, attended and expanded without leaving f64 but where the
-//! kernels that it fuses would store f32.
+//! Twin of `mla_decode_fused`: a query absorbed and attended. What the kernel does behind that is the twins'
+//! of `mla_combine`.
 
-use super::mla_absorb::{absorb, growth};
-use super::mla_append::turned;
-use crate::num::rope::RopeLayout;
+use super::mla_absorb::Absorb;
+use super::mla_decode;
 
-/// What turns a head's query into one for the latent cache.
-pub struct Absorb<'a> {
-    /// `[n + p]`, the rope part not turned.
-    pub query: &'a [f32],
-    /// The n rows of the head's W_UK, each of at least r values.
-    pub w_uk: Vec<&'a [f32]>,
-    /// Width of the latent.
-    pub latent: usize,
-    /// The token's position.
-    pub position: u32,
-    /// Softmax scale times log2(e).
-    pub scale: f32,
-    /// Growth of the queries with the position.
-    pub growth: (f32, u32),
-    /// (cos, sin) rows, as `num::rope` makes them.
-    pub table: &'a [[f32; 2]],
-    /// Which elements of the rope part turn together.
-    pub layout: RopeLayout,
-}
-
-impl Absorb<'_> {
-    /// The absorbed query `[r + p]`.
-    pub fn query(&self) -> Vec<f32> {
-        let (q_nope, q_pe) = self.query.split_at(self.w_uk.len());
-        let mut query = absorb(q_nope, self.w_uk.iter().copied(), self.latent);
-        query.extend(turned(q_pe, self.position, self.table, self.layout));
-        let factor = f64::from(self.scale) * growth(self.position, self.growth.0, self.growth.1);
-        query.iter().map(|x| (x * factor) as f32).collect()
-    }
+/// Attention over `records`, as [`mla_decode::attend`], of a query that is absorbed first.
+pub fn attend<'a>(absorb: &Absorb, records: impl Iterator<Item = &'a [f32]> + Clone) -> (Vec<f64>, f64) {
+    mla_decode::attend(&absorb.query(), records, absorb.latent)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::num::rope::RopeLayout;
 
     #[test]
-    fn a_query_is_absorbed_turned_and_scaled() {
-        let rows: [&[f32]; 2] = [&[1.0, 2.0, 9.0], &[10.0, 20.0, 9.0]];
-        let table = [[1.0, 0.0], [0.0, 1.0]]; // as rows 0 and 256 would turn by a quarter in all
-        let turns: Vec<[f32; 2]> = (0..257).map(|i| if i == 0 { table[0] } else { table[1] }).collect();
+    fn the_query_is_absorbed_before_it_scores() {
+        let w_uk: [&[f32]; 1] = [&[0.0, 1.0]];
         let absorb = Absorb {
-            query: &[2.0, 0.5, 3.0, 4.0],
-            w_uk: rows.to_vec(),
+            query: &[1.0],
+            w_uk: w_uk.to_vec(),
             latent: 2,
             position: 0,
-            scale: 0.5,
+            scale: 1.0,
             growth: (0.0, 1),
-            table: &turns,
+            table: &[],
             layout: RopeLayout::Interleaved,
         };
-        assert_eq!(absorb.query(), [3.5, 7.0, -2.0, 1.5]);
+        // Scores 0 and 1: weights 1/3 and 2/3.
+        let records: [&[f32]; 2] = [&[3.0, 0.0], &[6.0, 1.0]];
+        let (output, lse) = attend(&absorb, records.into_iter());
+        assert!((output[0] - 5.0).abs() < 1e-12 && (lse - 3f64.log2()).abs() < 1e-12, "{output:?}, {lse}");
     }
 }
