@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod bench;
 mod chat;
 mod check;
 mod demo;
@@ -26,6 +27,7 @@ Examples:
   lamina info                           the adapters of this machine, and each kernel's path
   lamina check                          every kernel on the best adapter, against its CPU twin
   lamina plan DIR --memory 24GB         whether a model fits, and how long a context
+  lamina bench ceilings                 what the best adapter can do at most
   lamina --adapter vulkan:nvidia check  the same on the NVIDIA adapter, through Vulkan
   LAMINA_ADAPTER=cpu lamina check       the twins themselves, with no GPU
 
@@ -56,6 +58,7 @@ enum Command {
     Info(info::Args),
     Check(check::Args),
     Plan(plan::Args),
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -72,6 +75,7 @@ impl Cli {
             Command::Info(args) => args.run(&selector),
             Command::Check(args) => args.run(&selector),
             Command::Plan(args) => args.run(&selector),
+            Command::Bench(args) => args.run(&selector),
         }
     }
 }

@@ -172,6 +172,11 @@ pub struct Found {
 }
 
 impl ModelArgs {
+    /// The model as messages name it.
+    pub fn name(&self) -> &str {
+        self.model.as_deref().unwrap_or("the small model of stories that comes with lamina")
+    }
+
     /// Finds the checkpoint and reads its small files; `text` asks for a tokenizer.
     ///
     /// # Errors
@@ -181,7 +186,7 @@ impl ModelArgs {
             Some(named) => hub::folder(named, if text { Need::Text } else { Need::Weights })?,
             None => demo::folder()?,
         };
-        eprintln!("model: {}", self.model.as_deref().unwrap_or("the small model of stories that comes with lamina"));
+        eprintln!("model: {}", self.name());
         let config = Config::open(&folder)?;
         let generation = Generation::open(&folder, &config)?;
         let text = match text || folder.join("tokenizer.json").exists() {

@@ -10,6 +10,7 @@ use crate::kernels::plan::{self, Borders, Dispatch, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Split};
 use crate::model::Model;
+use crate::model::config::Mla;
 use crate::model::forward::{Decode, Forward, Limits, Step};
 use crate::model::plan::{LOGITS_BYTES, STEP};
 use crate::num::record::RecordFormat;
@@ -284,6 +285,26 @@ impl Engine {
         let picked: Vec<u32> = (0..work.len() as u32).collect();
         self.submit(&work, Ids::Sampled, &picked, true).await?;
         self.start_read(sequences.len())
+    }
+
+    /// What [`Engine::decode`] would submit for one sequence, with its facts written, for timing: it can run any
+    /// number of times, and the sequence keeps the tokens that it has.
+    ///
+    /// # Errors
+    /// As [`Engine::feed`].
+    pub fn rehearse(&mut self, id: SequenceId) -> Result<Recording> {
+        let tokens = self.tokens(id);
+        let (shape, plan) = self.prepare(&[(id, 1, 0)], Ids::Sampled, &[0], true)?;
+        let recording = self.record(&shape, &plan);
+        self.truncate(id, tokens);
+        Ok(recording)
+    }
+
+    /// Bytes of the cache that `tokens` tokens of a sequence fill.
+    pub fn cache_bytes(&self, tokens: u32) -> u64 {
+        let Mla { latent, rope, .. } = self.model.config.mla;
+        let record = self.options.format.bytes(latent as usize, rope as usize) as u64;
+        record * u64::from(tokens) * self.model.config.attentions() as u64
     }
 
     /// The records of a step, once it has run.

@@ -127,6 +127,13 @@ impl Recording {
     }
 }
 
+impl From<Call> for Recording {
+    /// One call alone.
+    fn from(call: Call) -> Recording {
+        Recording { calls: vec![call], ..Recording::default() }
+    }
+}
+
 fn check(shader: &Shader, bindings: &[(&'static str, View)], params: &[u8]) {
     let kernel = shader.kernel;
     let uniform = |declared: &&Declared| declared.access == Access::Uniform;

@@ -13,6 +13,7 @@ pub mod plan;
 mod read;
 pub mod rope;
 pub mod tensors;
+pub mod traffic;
 
 pub use config::Config;
 pub use load::Model;

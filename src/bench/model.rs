@@ -1,0 +1,216 @@
+//! How fast a model runs: prompts and text at some depths of the context, in tokens a second and as a share
+//! of what the memory's bandwidth allows; and where the time of a step goes.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use pollster::block_on;
+use serde::Serialize;
+
+use super::{median, warm_up};
+use crate::Result;
+use crate::engine::{Engine, Request, SequenceId};
+use crate::gpu::{Device, Recording};
+use crate::kernels::sample::Sampler;
+use crate::model::traffic;
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Tokens in the cache before a prompt or a text starts.
+    pub depths: Vec<u32>,
+    /// Tokens of a prompt.
+    pub prompt: u32,
+    /// Tokens of a text.
+    pub text: u32,
+    /// Times that each is repeated.
+    pub repeat: u32,
+}
+
+impl Work {
+    /// Tokens that the longest context needs.
+    pub fn context(&self) -> u32 {
+        self.depths.iter().max().copied().unwrap_or(0) + self.prompt.max(self.text + 2)
+    }
+}
+
+/// One depth's figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Depth {
+    /// Tokens in the cache before.
+    pub depth: u32,
+    /// Prompt tokens a second, the median of the repeats.
+    pub prefill_tokens_per_s: f64,
+    /// Text tokens a second, the median of the repeats.
+    pub decode_tokens_per_s: f64,
+    /// Bytes of weights and cache that a token of text must read, on average.
+    pub bytes_per_token: u64,
+    /// These bytes at the measured bandwidth, over the time that a token took.
+    pub bandwidth_share: f64,
+    /// Where the time of a token goes.
+    pub token: Token,
+}
+
+/// One token of text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Token {
+    /// Dispatches of the step.
+    pub dispatches: usize,
+    /// Dispatches of a layer, on average.
+    pub dispatches_per_layer: f64,
+    /// Microseconds from one token to the next.
+    pub wall_us: f64,
+    /// Microseconds that the GPU works on the step.
+    pub gpu_us: f64,
+    /// Of these, without the head and the sampler.
+    pub layers_us: f64,
+    /// The bytes of the layers at the measured bandwidth, over their time.
+    pub layers_bandwidth_share: f64,
+    /// Microseconds that the host takes to encode and submit the step.
+    pub encode_us: f64,
+    /// Microseconds in which the GPU waits for the next step.
+    pub gap_us: f64,
+    /// Each kernel's dispatches and their time when each runs alone, the dearest first.
+    pub kernels: Vec<KernelTime>,
+}
+
+/// The dispatches of one kernel in a step.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelTime {
+    /// The kernel.
+    pub kernel: String,
+    /// `layers`, `head`, ...
+    pub part: String,
+    /// How many.
+    pub dispatches: usize,
+    /// Microseconds of all of them.
+    pub us: f64,
+}
+
+/// Measures an engine whose context holds [`Work::context`] tokens. `read_gbs` is the device's bandwidth.
+///
+/// # Errors
+/// As [`Engine::feed`].
+pub fn measure(engine: &mut Engine, work: &Work, read_gbs: f64) -> Result<Vec<Depth>> {
+    work.depths.iter().map(|depth| at_depth(engine, work, *depth, read_gbs)).collect()
+}
+
+/// Ids that a model may find anywhere; the same each time.
+fn ids(vocab: u32, count: u32) -> Vec<u32> {
+    let mut random = fastrand::Rng::with_seed(u64::from(count));
+    (0..count).map(|_| random.u32(..vocab)).collect()
+}
+
+fn at_depth(engine: &mut Engine, work: &Work, depth: u32, read_gbs: f64) -> Result<Depth> {
+    let vocab = engine.model().config.vocab;
+    let id = engine.create(&Sampler::default())?;
+    if depth > 0 {
+        let reading = block_on(engine.feed(id, &ids(vocab, depth), 0))?;
+        block_on(engine.records(reading))?;
+    }
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    // The first turn compiles pipelines and warms the clock up.
+    for turn in 0..=work.repeat {
+        let prompt = prompt(engine, id, &ids(vocab, work.prompt))?;
+        engine.truncate(id, depth as usize);
+        let text = text(engine, id, work.text)?;
+        engine.truncate(id, depth as usize);
+        if turn > 0 {
+            prefill.push(prompt);
+            decode.push(text);
+        }
+    }
+    let (prompt, text) = (median(prefill).as_secs_f64(), median(decode).as_secs_f64());
+    let traffic = traffic::of(engine.model());
+    let cache = engine.cache_bytes(depth + work.text / 2);
+    let bytes = traffic.layers + traffic.head + cache;
+    let per_token = text / f64::from(work.text);
+    let token = token(engine, id, traffic.layers + cache, per_token, read_gbs)?;
+    engine.free(id);
+    Ok(Depth {
+        depth,
+        prefill_tokens_per_s: f64::from(work.prompt) / prompt,
+        decode_tokens_per_s: 1.0 / per_token,
+        bytes_per_token: bytes,
+        bandwidth_share: bytes as f64 / (read_gbs * 1e9) / per_token,
+        token,
+    })
+}
+
+/// A prompt and the first token behind it.
+fn prompt(engine: &mut Engine, id: SequenceId, ids: &[u32]) -> Result<Duration> {
+    let started = Instant::now();
+    let reading = block_on(engine.feed(id, ids, 0))?;
+    block_on(engine.records(reading))?;
+    Ok(started.elapsed())
+}
+
+/// The time of `count` tokens behind a first one.
+fn text(engine: &mut Engine, id: SequenceId, count: u32) -> Result<Duration> {
+    let request = Request { max_tokens: count as usize + 1, ..Request::default() };
+    let mut stream = std::pin::pin!(engine.generate(id, &[1], request));
+    let (mut first, mut last) = (None, Duration::ZERO);
+    let started = Instant::now();
+    while let Some(record) = block_on(stream.next()) {
+        record?;
+        last = started.elapsed();
+        first.get_or_insert(last);
+    }
+    Ok(last - first.unwrap_or(last))
+}
+
+/// The part of a step that a stage belongs to.
+fn part(stage: &str) -> &str {
+    stage.split('.').next().unwrap_or(stage)
+}
+
+fn token(engine: &mut Engine, id: SequenceId, layers_bytes: u64, wall: f64, read_gbs: f64) -> Result<Token> {
+    let (device, layers) = (engine.device().clone(), engine.model().config.layers.len());
+    let step = engine.rehearse(id)?;
+    let whole = time(&device, std::slice::from_ref(&step))?;
+    let singles: Vec<Recording> = step.calls().iter().map(|call| Recording::from(call.clone())).collect();
+    let times = singles.chunks(512).map(|some| time(&device, some)).collect::<Result<Vec<_>>>()?.concat();
+    let mut kernels: Vec<KernelTime> = Vec::new();
+    for (call, us) in step.calls().iter().zip(&times) {
+        let (kernel, part) = (call.shader.kernel, part(&call.stage));
+        let found = kernels.iter_mut().find(|row| row.kernel == kernel && row.part == part);
+        match found {
+            Some(row) => (row.dispatches, row.us) = (row.dispatches + 1, row.us + us),
+            None => kernels.push(KernelTime { kernel: kernel.into(), part: part.into(), dispatches: 1, us: *us }),
+        }
+    }
+    kernels.sort_by(|a, b| b.us.total_cmp(&a.us));
+    let end = step.calls().iter().rposition(|call| part(&call.stage) == "layers").map_or(0, |at| at + 1);
+    let layers_us = time(&device, &[step.split_at(end).0])?[0];
+    let encode = |_| -> Result<Duration> {
+        let started = Instant::now();
+        device.submit(&step)?;
+        let spent = started.elapsed();
+        device.wait()?;
+        Ok(spent)
+    };
+    let encode = median((0..20).map(encode).collect::<Result<Vec<_>>>()?);
+    let in_layers = step.calls().iter().filter(|call| part(&call.stage) == "layers").count();
+    Ok(Token {
+        dispatches: step.calls().len(),
+        dispatches_per_layer: in_layers as f64 / layers as f64,
+        wall_us: wall * 1e6,
+        gpu_us: whole[0],
+        layers_us,
+        layers_bandwidth_share: layers_bytes as f64 / (read_gbs * 1e3) / layers_us,
+        encode_us: encode.as_secs_f64() * 1e6,
+        gap_us: wall * 1e6 - whole[0],
+        kernels,
+    })
+}
+
+/// The median time of each recording, microseconds; each runs behind the others.
+fn time(device: &Device, recordings: &[Recording]) -> Result<Vec<f64>> {
+    warm_up(device, recordings)?;
+    let mut all = vec![Vec::new(); recordings.len()];
+    for _ in 0..10 {
+        let times = block_on(device.time(recordings, 1))?.expect("the ceilings were measured by timestamps");
+        all.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
+    }
+    Ok(all.into_iter().map(|times| median(times).as_secs_f64() * 1e6).collect())
+}
