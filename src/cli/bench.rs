@@ -112,11 +112,14 @@ struct ModelResults<'a> {
 #[derive(Serialize)]
 struct Nothing {}
 
+/// Shaders as release builds have them, in a debug build too.
+const UNCHECKED: Options = Options { checked: false, binding_bytes: None };
+
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         match &self.what {
             What::Ceilings { output, size } => {
-                let device = block_on(Device::open(selector, &Options { checked: false, ..Options::default() }))?;
+                let device = block_on(Device::open(selector, &UNCHECKED))?;
                 let ceilings = size.measure(&device)?;
                 let text = match output.json {
                     true => json(device.caps(), &ceilings, Nothing {}),
@@ -142,7 +145,7 @@ impl ModelBench {
         let work =
             Work { depths: self.depth.clone(), prompt: self.prompt, text: self.text, repeat: self.repeat };
         let found = self.model.find(false)?;
-        let mut session = self.model.open(found, work.context() as usize, selector)?;
+        let mut session = self.model.open_with(found, work.context() as usize, selector, &UNCHECKED)?;
         let device = session.engine.device().clone();
         let ceilings = self.size.measure(&device)?;
         let depths = model::measure(&mut session.engine, &work, ceilings.read_gbs)?;

@@ -218,10 +218,24 @@ impl ModelArgs {
     /// # Errors
     /// What does not fit is refused with the numbers before anything is loaded; and as [`Model::load`].
     pub fn open(&self, found: Found, tokens: usize, selector: &Selector) -> Result<Session> {
+        self.open_with(found, tokens, selector, &gpu::Options::default())
+    }
+
+    /// As [`ModelArgs::open`], on a device with other options.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::open`].
+    pub fn open_with(
+        &self,
+        found: Found,
+        tokens: usize,
+        selector: &Selector,
+        device: &gpu::Options,
+    ) -> Result<Session> {
         let Found { folder, config, text, generation } = found;
         let format = self.cache.record().0;
         let context = self.context(&config, tokens)?;
-        let device = pollster::block_on(Device::open(selector, &gpu::Options::default()))?;
+        let device = pollster::block_on(Device::open(selector, device))?;
         let checkpoint = Checkpoint::open(&folder)?;
         let tensors = Tensors::find(&config, &checkpoint)?;
         let token = Widths::of(&config, 1, format).token_bytes(Kind::Mla);
