@@ -70,7 +70,7 @@ pub struct Token {
     pub encode_us: f64,
     /// Microseconds in which the GPU waits for the next step.
     pub gap_us: f64,
-    /// Each kernel's dispatches and their time when each runs alone, the dearest first.
+    /// Each kernel's dispatches and their time when they run without the others, the dearest first.
     pub kernels: Vec<KernelTime>,
 }
 
@@ -168,17 +168,20 @@ fn token(engine: &mut Engine, id: SequenceId, layers_bytes: u64, wall: f64, read
     let (device, layers) = (engine.device().clone(), engine.model().config.layers.len());
     let step = engine.rehearse(id)?;
     let whole = time(&device, std::slice::from_ref(&step))?;
-    let singles: Vec<Recording> = step.calls().iter().map(|call| Recording::from(call.clone())).collect();
-    let times = singles.chunks(512).map(|some| time(&device, some)).collect::<Result<Vec<_>>>()?.concat();
-    let mut kernels: Vec<KernelTime> = Vec::new();
-    for (call, us) in step.calls().iter().zip(&times) {
+    let mut groups: Vec<(KernelTime, Recording)> = Vec::new();
+    for call in step.calls() {
         let (kernel, part) = (call.shader.kernel, part(&call.stage));
-        let found = kernels.iter_mut().find(|row| row.kernel == kernel && row.part == part);
-        match found {
-            Some(row) => (row.dispatches, row.us) = (row.dispatches + 1, row.us + us),
-            None => kernels.push(KernelTime { kernel: kernel.into(), part: part.into(), dispatches: 1, us: *us }),
-        }
+        let known = groups.iter().position(|(row, _)| row.kernel == kernel && row.part == part);
+        let at = known.unwrap_or_else(|| {
+            let row = KernelTime { kernel: kernel.into(), part: part.into(), dispatches: 0, us: 0.0 };
+            groups.push((row, Recording::new()));
+            groups.len() - 1
+        });
+        groups[at].0.dispatches += 1;
+        groups[at].1.append(&Recording::from(call.clone()));
     }
+    let (mut kernels, recordings): (Vec<KernelTime>, Vec<Recording>) = groups.into_iter().unzip();
+    kernels.iter_mut().zip(time(&device, &recordings)?).for_each(|(row, us)| row.us = us);
     kernels.sort_by(|a, b| b.us.total_cmp(&a.us));
     let end = step.calls().iter().rposition(|call| part(&call.stage) == "layers").map_or(0, |at| at + 1);
     let layers_us = time(&device, &[step.split_at(end).0])?[0];

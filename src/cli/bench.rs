@@ -142,8 +142,7 @@ impl Size {
 
 impl ModelBench {
     fn run(&self, selector: &Selector) -> Result<()> {
-        let work =
-            Work { depths: self.depth.clone(), prompt: self.prompt, text: self.text, repeat: self.repeat };
+        let work = Work { depths: self.depth.clone(), prompt: self.prompt, text: self.text, repeat: self.repeat };
         let found = self.model.find(false)?;
         let mut session = self.model.open_with(found, work.context() as usize, selector, &UNCHECKED)?;
         let device = session.engine.device().clone();
@@ -257,7 +256,7 @@ fn model_text(results: &ModelResults, markdown: bool) -> String {
         ]
     };
     let lines: Vec<_> = token.kernels.iter().map(line).collect();
-    text + &rows(&["kernel, each dispatch alone", "part", "dispatches", "us", "us each", "share"], &lines, markdown)
+    text + &rows(&["kernel, without the others", "part", "dispatches", "us", "us each", "share"], &lines, markdown)
 }
 
 /// The largest resident set of this process so far, mapped files included.
