@@ -40,14 +40,9 @@ fn message(name: &str, changes: Value) -> String {
     error.to_string()
 }
 
-/// The folder of tiny checkpoints beside the checkout, where there is one.
-fn fixtures() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let found = root.ancestors().skip(1).map(|folder| folder.join("shared/fixtures")).find(|folder| folder.is_dir());
-    if found.is_none() {
-        eprintln!("skipped: no shared/fixtures beside {}", root.display());
-    }
-    found
+/// The folder of the tiny checkpoints of one architecture.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(name)
 }
 
 fn moe(config: &Config) -> &Moe {
@@ -56,10 +51,26 @@ fn moe(config: &Config) -> &Moe {
     routed.or(config.layers[0].shortcut.as_ref()).expect("experts")
 }
 
+/// Checkpoints whose configuration also stands here as transformers writes it.
+const BOTH_STYLES: [&str; 11] = [
+    "deepseek_v2",
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "deepseek_v3_halfsplit",
+    "deepseek_v3_kimi_k2",
+    "deepseek_v3_moonlight",
+    "glm4_moe_lite",
+    "longcat_flash",
+    "minicpm3",
+    "mistral4",
+    "youtu",
+];
+
 #[test]
 fn both_styles_of_a_configuration_say_the_same() {
-    for name in ["deepseek_v3", "minicpm3", "longcat_flash"] {
-        assert_eq!(config(name), config(&format!("{name}.transformers")), "{name}");
+    for name in BOTH_STYLES {
+        let open = || Config::open(&fixture(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(open(), config(&format!("{name}.transformers")), "{name}");
     }
 }
 
@@ -205,6 +216,7 @@ fn a_field_that_makes_no_sense_is_named_with_what_was_expected() {
         ("deepseek_v3", json!({"norm_topk_prob": 1}), ["norm_topk_prob", "true or false", "found 1"]),
         ("deepseek_v3", json!({"mlp_layer_types": ["dense"]}), ["mlp_layer_types", "3 times", "1 of them"]),
         ("deepseek_v3", json!({"layer_types": ["full_attention", "x"]}), ["layer_types", "'full_attention'", "\"x\""]),
+        ("deepseek_v3", json!({"eos_token_id": [2, 320]}), ["eos_token_id", "below 320", "found 320"]),
         ("deepseek_v3", json!({"model_type": "llama"}), ["model_type", "deepseek_v3, kimi_k2", "'llama'"]),
         ("deepseek_v3", json!({"model_type": 3}), ["model_type", "a string", "found 3"]),
         ("deepseek_v2", json!({"norm_topk_prob": true}), ["norm_topk_prob", "false", "true"]),
@@ -319,7 +331,7 @@ fn no_mutation_of_a_configuration_panics() {
     }
 }
 
-/// Fixtures that run, and those that are refused with a part of the reason.
+/// Checkpoints that run.
 const RUN: [&str; 14] = [
     "axk1",
     "deepseek_v2",
@@ -336,6 +348,7 @@ const RUN: [&str; 14] = [
     "mistral4",
     "youtu",
 ];
+/// Configurations under `tests/data/configs/refused`, with a part of the reason.
 const REFUSED: [(&str, &str); 12] = [
     ("axk2", "indexer"),
     ("bailing_hybrid", "KDA"),
@@ -353,9 +366,8 @@ const REFUSED: [(&str, &str); 12] = [
 
 #[test]
 fn the_tensors_of_every_fixture_are_those_of_its_table() {
-    let Some(folder) = fixtures() else { return };
     for name in RUN {
-        let folder = folder.join(name);
+        let folder = fixture(name);
         let config = Config::open(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
         let checkpoint = Checkpoint::open(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
         let (tensors, skipped) = Tensors::find(&config, &checkpoint).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -365,18 +377,13 @@ fn the_tensors_of_every_fixture_are_those_of_its_table() {
             "{name}: {skipped:?}"
         );
         assert_eq!(skipped.len() + tensors.all().len(), checkpoint.tensors().count(), "{name}");
-        let other = folder.join("config.transformers.json");
-        if let Ok(text) = std::fs::read(&other) {
-            assert_eq!(Config::parse(&text, &other).unwrap_or_else(|error| panic!("{error}")), config, "{name}");
-        }
     }
 }
 
 #[test]
-fn the_fixtures_of_other_architectures_are_refused_by_name() {
-    let Some(folder) = fixtures() else { return };
+fn other_architectures_are_refused_by_name() {
     for (name, part) in REFUSED {
-        let error = Config::open(&folder.join(name)).expect_err(name).to_string();
+        let error = parse(&text(&format!("refused/{name}"))).expect_err(name).to_string();
         assert!(error.contains(part) && error.ends_with("not supported"), "{name}: {error}");
     }
 }

@@ -120,7 +120,7 @@ impl Memory {
         let part = PART.min(device.caps().binding_bytes) >> 20 << 20;
         let bytes = (bytes >> 20 << 20).max(2 << 20);
         let count = bytes.div_ceil(part).next_multiple_of(2);
-        let size = bytes / count >> 10 << 10;
+        let size = (bytes / count) >> 10 << 10;
         let parts = (0..count).map(|_| device.alloc(size, "memory to read")).collect::<Result<Vec<_>>>()?;
         let sums = device.alloc(count * 4 * u64::from(READERS), "sums")?;
         let memory = Memory { parts, sums };

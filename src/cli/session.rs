@@ -188,7 +188,6 @@ impl ModelArgs {
         };
         eprintln!("model: {}", self.name());
         let config = Config::open(&folder)?;
-        let generation = Generation::open(&folder, &config)?;
         let text = match text || folder.join("tokenizer.json").exists() {
             true => Some(Text::load(&folder)?),
             false => None,
@@ -196,6 +195,7 @@ impl ModelArgs {
         if let Some(text) = &text {
             text.check(config.vocab)?;
         }
+        let generation = Generation::open(&folder, &config, text.as_ref().and_then(Text::end))?;
         Ok(Found { folder, config, text, generation })
     }
 

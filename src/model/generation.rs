@@ -11,7 +11,11 @@ use crate::{Error, Result};
 /// What a checkpoint recommends for generating. Fields that it leaves out are `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Generation {
-    /// The ids that end a text: the file's own, or else those of `config.json`.
+    /// The ids that end a text: every id that `generation_config.json`, `config.json` or the tokenizer
+    /// (`eos_token`) calls one, ascending. Hugging Face transformers takes `config.json`'s only where
+    /// `generation_config.json` has none, and never asks the tokenizer; but checkpoints were published whose
+    /// generation file lacks the end that their chat template writes, and no text goes on behind an id that
+    /// one of its files calls its end.
     pub eos: Vec<u32>,
     /// Whether tokens are drawn; otherwise the likeliest is taken (`do_sample`).
     pub sample: Option<bool>,
@@ -28,22 +32,25 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Reads a checkpoint's file, which may be missing.
+    /// Reads a checkpoint's file, which may be missing. `end` is the tokenizer's own end of a text, where
+    /// there is a tokenizer that has one.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Invalid`] naming the field; ids outside the vocabulary are one too.
-    pub fn open(folder: &Path, config: &Config) -> Result<Generation> {
+    pub fn open(folder: &Path, config: &Config, end: Option<u32>) -> Result<Generation> {
         let file = folder.join("generation_config.json");
         match std::fs::read(&file) {
-            Ok(text) => Generation::parse(&text, &file, config),
-            Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => {
-                Generation::parse(b"{}", &folder.join("config.json"), config)
-            }
+            Ok(text) => Generation::parse(&text, &file, config, end),
+            Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => Generation::parse(b"{}", &file, config, end),
             Err(source) => Err(Error::Io { path: file, source }),
         }
     }
 
-    fn parse(text: &[u8], file: &Path, config: &Config) -> Result<Generation> {
+    /// As [`Generation::open`], from the text of the file.
+    ///
+    /// # Errors
+    /// As [`Generation::open`].
+    pub fn parse(text: &[u8], file: &Path, config: &Config, end: Option<u32>) -> Result<Generation> {
         let value: Value = serde_json::from_slice(text).map_err(|fault| Error::Invalid {
             file: file.into(),
             what: "the whole".into(),
@@ -51,11 +58,13 @@ impl Generation {
             found: format!("a fault: {fault}"),
         })?;
         let fields = Fields::new(file, "", &value)?;
-        let own = fields.ids("eos_token_id")?;
-        let eos = if own.is_empty() { config.eos.clone() } else { own };
+        let mut eos = fields.ids("eos_token_id")?;
         if let Some(id) = eos.iter().find(|id| **id >= config.vocab) {
             return Err(fields.wrong("eos_token_id", &format!("ids below {}", config.vocab), &id.to_string()));
         }
+        eos.extend(config.eos.iter().copied().chain(end));
+        eos.sort_unstable();
+        eos.dedup();
         let weight = |name: &str| Ok::<_, Error>(fields.weight_or_none(name)?.map(|value| value as f32));
         Ok(Generation {
             eos,
@@ -74,13 +83,30 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Generation> {
+        parse_with(text, None)
+    }
+
+    fn parse_with(text: &str, end: Option<u32>) -> Result<Generation> {
         let config = include_bytes!("../../tests/data/configs/deepseek_v3.json");
         let config = Config::parse(config, Path::new("config.json")).expect("a model");
-        Generation::parse(text.as_bytes(), Path::new("generation_config.json"), &config)
+        Generation::parse(text.as_bytes(), Path::new("generation_config.json"), &config, end)
     }
 
     #[test]
-    fn what_is_left_out_is_none_and_the_ends_are_the_configuration_s() {
+    fn a_text_ends_with_every_id_that_a_file_calls_its_end() {
+        for (text, end, expected) in [
+            ("{}", None, &[2][..]),
+            ("{}", Some(5), &[2, 5]),
+            (r#"{"eos_token_id": 7}"#, None, &[2, 7]),
+            (r#"{"eos_token_id": [9, 2, 7]}"#, Some(1), &[1, 2, 7, 9]),
+            (r#"{"eos_token_id": null}"#, Some(2), &[2]),
+        ] {
+            assert_eq!(parse_with(text, end).expect(text).eos, expected, "{text}, {end:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_none() {
         assert_eq!(parse("{}").expect("empty"), Generation { eos: vec![2], ..Generation::default() });
         let read =
             parse(r#"{"eos_token_id": [2, 7], "do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 50}"#);

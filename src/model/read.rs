@@ -51,6 +51,9 @@ fn text_model(
         eos: fields.ids("eos_token_id")?,
         layers,
     };
+    if let Some(id) = config.eos.iter().find(|id| **id >= config.vocab) {
+        return Err(fields.wrong("eos_token_id", &format!("ids below {}", config.vocab), &id.to_string()));
+    }
     if family.peculiar == Peculiar::Scales {
         config.embedding_scale = fields.number("scale_emb")? as f32;
         // Null is no scale; a missing field is a fault.

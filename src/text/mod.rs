@@ -15,7 +15,7 @@
 //! let mut ids = prompt;
 //! while !stream.stopped() {
 //!     let id = next(&ids); // the model's choice
-//!     if text.is_end(id) {
+//!     if text.end() == Some(id) {
 //!         break;
 //!     }
 //!     print!("{}", stream.push(id)?);
@@ -47,12 +47,12 @@ use crate::{Error, Result};
 pub struct Text {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
-    ends: Vec<u32>,
+    end: Option<u32>,
 }
 
 impl Text {
-    /// Reads `tokenizer.json`, and where they are there `tokenizer_config.json`, `generation_config.json`,
-    /// `config.json`, `chat_template.jinja` and `chat_template.json`.
+    /// Reads `tokenizer.json`, and where they are there `tokenizer_config.json`, `chat_template.jinja` and
+    /// `chat_template.json`.
     ///
     /// # Errors
     /// Names the file and the field that is missing or no good.
@@ -60,8 +60,8 @@ impl Text {
         let config = files::object(&folder.join("tokenizer_config.json"))?;
         let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"), &config)?;
         let template = ChatTemplate::load(folder, &config)?;
-        let ends = files::ends(folder, &config, &tokenizer)?;
-        Ok(Text { tokenizer, template, ends })
+        let end = files::token(&config, "eos_token").and_then(|token| tokenizer.id(token));
+        Ok(Text { tokenizer, template, end })
     }
 
     /// The tokenizer.
@@ -74,14 +74,9 @@ impl Text {
         self.template.as_ref()
     }
 
-    /// The ids that end a text.
-    pub fn ends(&self) -> &[u32] {
-        &self.ends
-    }
-
-    /// True for an id that ends a text.
-    pub fn is_end(&self, id: u32) -> bool {
-        self.ends.contains(&id)
+    /// The tokenizer's own end of a text (`eos_token`), one of those of `model::generation::Generation`.
+    pub fn end(&self) -> Option<u32> {
+        self.end
     }
 
     /// Holds the tokenizer against the model's vocabulary.
@@ -168,19 +163,17 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_those_of_the_configurations() {
-        let config = ("config.json", json!({"eos_token_id": 7}));
-        let generation = ("generation_config.json", json!({"eos_token_id": [5, 3]}));
-        let tokenizer = ("tokenizer_config.json", json!({"eos_token": {"content": "<s>"}}));
-        let ends = |files: &[(&str, Value)]| Folder::new("ends", files).load().map(|text| text.ends().to_vec());
-        assert_eq!(ends(&[]).unwrap(), [0u32; 0]);
-        assert_eq!(ends(&[config.clone(), generation.clone()]).unwrap(), [3, 5]);
-        assert_eq!(ends(&[config.clone(), tokenizer]).unwrap(), [7, 256]);
-        assert_eq!(ends(&[("config.json", json!({"text_config": {"eos_token_id": 9}}))]).unwrap(), [9]);
-        let error = ends(&[config, ("generation_config.json", json!({"eos_token_id": "x"}))]).unwrap_err().to_string();
-        assert!(error.contains("generation_config.json: eos_token_id: expected a token id or a list"), "{error}");
-        let error = ends(&[("config.json", json!("{"))]).unwrap_err().to_string();
-        assert!(error.contains("config.json: its text: expected a JSON object, found"), "{error}");
+    fn the_end_of_a_text_is_the_tokenizer_s() {
+        let end = |token: Value| {
+            Folder::new("end", &[("tokenizer_config.json", json!({"eos_token": token}))]).load().map(|text| text.end())
+        };
+        assert_eq!(Folder::new("no-end", &[]).load().unwrap().end(), None);
+        assert_eq!(end(json!({"content": "<s>"})).unwrap(), Some(256));
+        assert_eq!(end(json!("<s>")).unwrap(), Some(256));
+        assert_eq!(end(json!("<unknown>")).unwrap(), None);
+        assert_eq!(end(json!(null)).unwrap(), None);
+        let error = Folder::new("bad", &[("tokenizer_config.json", json!("{"))]).load().unwrap_err().to_string();
+        assert!(error.contains("tokenizer_config.json: its text: expected a JSON object, found"), "{error}");
     }
 
     #[test]
@@ -235,7 +228,7 @@ mod tests {
         let ids = text.chat(&talk, &ChatOptions::default()).unwrap();
         let (user, assistant) = (128_803, 128_804);
         assert_eq!((ids[0], ids[2], ids[4], *ids.last().unwrap()), (0, user, assistant, assistant));
-        assert!(text.is_end(1) && ids[6] == 1);
+        assert_eq!((text.end(), ids[6]), (Some(1), 1));
         text.check(129_280).unwrap();
     }
 }
