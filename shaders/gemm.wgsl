@@ -13,6 +13,8 @@ struct Params {
   x_offset: u32,
   y_stride: u32,
   y_offset: u32,
+  scale: f32,     // of what is added to y
+  eps: f32,       // of gemv's norm
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -119,7 +121,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           rows[e] = sums[t * LANE_ROWS + e * HALF + r];
         }
         let column = (params.first_row + first_row) / EPILOGUE_ROWS + output;
-        y[token * params.y_stride + params.y_offset + column] = epilogue(rows);
+        let to = token * params.y_stride + params.y_offset + column;
+        y[to] = epilogue(rows, y[to]);
       }
     }
   }

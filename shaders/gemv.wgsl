@@ -1,9 +1,10 @@
-// y[token, row] = W[row] . x[token] for a few tokens, rows joined by the epilogue; one chunk of rows of W.
+// y[token, row] = W[row] . x[token] for a few tokens, rows joined by the epilogue; one chunk of rows of W. With
+// NORM of x / sqrt(mean(x^2) + eps) * norm: the root is taken out of the sum, so that x is read but once.
 // Grid: x blocks of TOKENS tokens, y and z blocks of TEAMS * ROWS rows. Strides and offsets count f32.
 // lib: weights_* (WeightWord, WeightPart, weight_part, weight_values), epilogue_* (epilogue),
 // team_* (Invocation, team_of, team_leave, team_total).
 // Constants: WORKGROUP, TEAMS that work on ROWS rows each, UNROLL parts of a row that a lane has under
-// way, TOKENS that share a read of W.
+// way, TOKENS that share a read of W; NORM (bind anything to `norm` where not).
 
 struct Params {
   rows: u32,      // of the chunk
@@ -15,15 +16,19 @@ struct Params {
   x_offset: u32,
   y_stride: u32,
   y_offset: u32,
+  scale: f32,     // of what is added to y
+  eps: f32,       // of the norm
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weights: array<WeightWord>; // [rows, blocks]
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;        // [tokens, x_stride / 4]
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;        // [tokens, y_stride]
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>;     // [ceil(columns / 4)]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;        // [tokens, y_stride]
 
 const PART = 4u * WEIGHT_VECTORS;
-const OUTPUTS = ROWS * TOKENS;
+const PRODUCTS = ROWS * TOKENS;
+const OUTPUTS = PRODUCTS + select(0u, TOKENS, NORM); // sums of a lane: products, then squares of x
 const BLOCK_ROWS = TEAMS * ROWS;
 const BLOCK_OUTPUTS = BLOCK_ROWS / EPILOGUE_ROWS; // of a token
 
@@ -52,6 +57,10 @@ fn multiply(sums: ptr<function, array<f32, OUTPUTS>>, parts: ptr<function, array
         b = x_masked((*starts)[t], quad);
       } else {
         b = x[(*starts)[t] + quad];
+      }
+      if (NORM) {
+        (*sums)[PRODUCTS + t] += dot(b, b);
+        b *= norm[min(quad, (params.columns - 1u) / 4u)];
       }
       for (var r = 0u; r < ROWS; r++) {
         let a = values[r][v];
@@ -119,8 +128,16 @@ fn main(at: Invocation) {
       for (var e = 0u; e < EPILOGUE_ROWS; e++) {
         rows[e] = team_total((row + e) / ROWS, (row + e) % ROWS * TOKENS + token, at.lane);
       }
+      if (NORM) {
+        let squares = team_total(row / ROWS, PRODUCTS + token, at.lane);
+        let factor = 1.0 / sqrt(squares / f32(params.columns) + params.eps);
+        for (var e = 0u; e < EPILOGUE_ROWS; e++) {
+          rows[e] *= factor;
+        }
+      }
       let column = (params.first_row + first_row) / EPILOGUE_ROWS + output;
-      y[(first_token + token) * params.y_stride + params.y_offset + column] = epilogue(rows);
+      let to = (first_token + token) * params.y_stride + params.y_offset + column;
+      y[to] = epilogue(rows, y[to]);
     }
   }
 }

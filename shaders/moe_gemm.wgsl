@@ -132,7 +132,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
           for (var e = 0u; e < EPILOGUE_ROWS; e++) {
             rows[e] = sums[t * LANE_ROWS + e * HALF + r];
           }
-          y[to + output] = epilogue(rows);
+          y[to + output] = epilogue(rows, 0.0);
         }
       }
     }

@@ -1,11 +1,13 @@
 // Products of few tokens with the matrices of their experts; one chunk of experts of W. Up: of each pair
 // (token, slot), rows joined by the epilogue. Down: of each token, (y +) the sum over its slots of
-// weight * product, where an expert without weights gives the token's own input.
+// weight * product, where an expert without weights gives the token's own input. With NORM up takes
+// x / sqrt(mean(x^2) + eps) * norm, as gemv does.
 // Grid: x pairs (up) or tokens (down), y and z blocks of GROUPS * ROWS rows. Strides count f32.
 // lib: weights_* (WeightWord, WeightPart, weight_part, weight_values), epilogue_* (epilogue),
 // team_* (Invocation, team_of, team_leave, team_total).
 // Constants: WORKGROUP; DOWN; SLOTS that an output joins: a token's in down, 1 in up; GROUPS of ROWS rows, each
-// with SLOTS teams: TEAMS = GROUPS * SLOTS; UNROLL parts of a row that a lane has under way.
+// with SLOTS teams: TEAMS = GROUPS * SLOTS; UNROLL parts of a row that a lane has under way; NORM (bind anything
+// to `norm` where not).
 
 struct Params {
   rows: u32,         // of an expert
@@ -20,6 +22,7 @@ struct Params {
   y_stride: u32,
   add: u32,          // 1: down adds to what y holds
   identity: u32,     // 1: the experts without weights are of this chunk
+  eps: f32,          // of the norm
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -27,10 +30,11 @@ struct Params {
 @group(0) @binding(2) var<storage, read> weights: array<WeightWord>; // [chunk_experts, rows, blocks]
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;        // [tokens (up) or pairs (down), x_stride / 4]
 @group(0) @binding(4) var<storage, read> input: array<f32>;          // [tokens, input_stride]; down: as long as y
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;        // [pairs (up) or tokens (down), y_stride]
+@group(0) @binding(5) var<storage, read> norm: array<vec4<f32>>;     // [ceil(columns / 4)]
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;        // [pairs (up) or tokens (down), y_stride]
 
 const PART = 4u * WEIGHT_VECTORS;
-const OUTPUTS = ROWS;
+const OUTPUTS = ROWS + select(0u, 1u, NORM); // sums of a lane: products, then squares of x
 const BLOCK_ROWS = GROUPS * ROWS;
 
 // Four elements of a row of x whose other elements belong to others.
@@ -44,7 +48,7 @@ fn x_masked(start: u32, quad: u32) -> vec4<f32> {
 }
 
 // Adds the products of one part of each row, those of `parts` from `first` on.
-fn multiply(sums: ptr<function, array<f32, ROWS>>, parts: ptr<function, array<WeightPart, ROWS * UNROLL>>,
+fn multiply(sums: ptr<function, array<f32, OUTPUTS>>, parts: ptr<function, array<WeightPart, ROWS * UNROLL>>,
             first: u32, start: u32, part: u32, masked: bool) {
   var b: array<vec4<f32>, WEIGHT_VECTORS>;
   for (var v = 0u; v < WEIGHT_VECTORS; v++) {
@@ -53,6 +57,10 @@ fn multiply(sums: ptr<function, array<f32, ROWS>>, parts: ptr<function, array<We
       b[v] = x_masked(start, quad);
     } else {
       b[v] = x[start + quad];
+    }
+    if (NORM) {
+      (*sums)[OUTPUTS - 1u] += dot(b[v], b[v]);
+      b[v] *= norm[min(quad, (params.columns - 1u) / 4u)];
     }
   }
   for (var r = 0u; r < ROWS; r++) {
@@ -82,9 +90,9 @@ fn main(at: Invocation) {
     let number = team.first + turn * team.step;
     let pair = unit * SLOTS + number % SLOTS;
     let expert = routes[pair].x;
-    var sums: array<f32, ROWS>;
-    for (var r = 0u; r < ROWS; r++) {
-      sums[r] = 0.0;
+    var sums: array<f32, OUTPUTS>;
+    for (var i = 0u; i < OUTPUTS; i++) {
+      sums[i] = 0.0;
     }
     if (number < TEAMS && in_chunk(expert)) {
       let group = first_row + number / SLOTS * ROWS;
@@ -142,7 +150,14 @@ fn main(at: Invocation) {
         for (var e = 0u; e < EPILOGUE_ROWS; e++) {
           rows[e] = team_total((row + e) / ROWS, (row + e) % ROWS, at.lane);
         }
-        y[to] = epilogue(rows);
+        if (NORM) {
+          let squares = team_total(row / ROWS, OUTPUTS - 1u, at.lane);
+          let factor = 1.0 / sqrt(squares / f32(params.columns) + params.eps);
+          for (var e = 0u; e < EPILOGUE_ROWS; e++) {
+            rows[e] *= factor;
+          }
+        }
+        y[to] = epilogue(rows, 0.0);
       }
     }
   }

@@ -1,24 +1,27 @@
-// Which experts a token goes to, and how they weigh: the TOP_K greatest scores of the router's logits.
+// Which experts a token goes to, and how they weigh: the TOP_K greatest scores of the router's logits, then
+// SHARED experts that every token goes to, numbered behind the others.
 // Grid: one workgroup a token. Equal choices go by the lower index.
 // lib: reduce_* (reduce_sum, reduce_max).
 // Constants: WORKGROUP; EXPERTS, TOP_K; SOFTMAX, else sigmoid; BIAS, whether `bias` is added to choose (bind
 // anything to it where not); GROUPS of which KEPT are kept by the sum of their GROUP_BEST greatest choices;
 // what masks the others: ZERO_CHOICE counts them as 0, else below all, and ZERO_SCORE weighs them 0;
-// RENORMALISE, whether the weights are divided by their sum.
+// RENORMALISE, whether the weights are divided by their sum; SHARED.
 
 struct Params {
   tokens: u32,
   stride: u32, // of logits
   scale: f32,  // of the weights
+  shared_weight: f32, // of each shared expert
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;            // [tokens, stride]
 @group(0) @binding(2) var<storage, read> bias: array<f32>;              // [EXPERTS]
-@group(0) @binding(3) var<storage, read_write> routes: array<vec2<u32>>; // [tokens, TOP_K]: expert, bits of its weight
+@group(0) @binding(3) var<storage, read_write> routes: array<vec2<u32>>; // [tokens, SLOTS]: expert, bits of its weight
 
 const OWN = (EXPERTS + WORKGROUP - 1u) / WORKGROUP; // experts of a lane: lane, lane + WORKGROUP ...
 const GROUP = EXPERTS / GROUPS;
+const SLOTS = TOP_K + SHARED;
 const LEAST = -3.0e38;
 const NAN = 0x7fc00000u;
 
@@ -169,6 +172,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
       weight /= sum;
     }
     let bits = select(bitcast<u32>(weight * params.scale), NAN, broken > 0.0);
-    routes[token * TOP_K + lane] = vec2<u32>(route.x, bits);
+    routes[token * SLOTS + lane] = vec2<u32>(route.x, bits);
+  } else if (lane < SLOTS) {
+    routes[token * SLOTS + lane] = vec2<u32>(EXPERTS + lane - TOP_K, bitcast<u32>(params.shared_weight));
   }
 }

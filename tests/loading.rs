@@ -97,7 +97,7 @@ fn rows(device: &Device, weights: &Weights) -> Vec<Vec<f32>> {
     rows
 }
 
-/// Gate and up rows alternate, expert after expert.
+/// Gate and up rows alternate, expert after expert; a down projection wider than the matrix stands in pieces.
 fn assert_gated(device: &Device, drawn: &Drawn, weights: &GatedWeights, experts: &[&GatedTensors]) {
     let mut gate_up = rows(device, &weights.gate_up).into_iter();
     let mut down = rows(device, &weights.down).into_iter();
@@ -105,7 +105,11 @@ fn assert_gated(device: &Device, drawn: &Drawn, weights: &GatedWeights, experts:
         for (gate, up) in drawn.rows(&expert.gate).zip(drawn.rows(&expert.up)) {
             assert_eq!((gate_up.next().expect("gate"), gate_up.next().expect("up")), (gate.to_vec(), up.to_vec()));
         }
-        drawn.rows(&expert.down).for_each(|row| assert_eq!(down.next().expect("down"), row));
+        let width = weights.down.columns;
+        for piece in 0..expert.down.shape[1] / width {
+            let rows = drawn.rows(&expert.down).map(|row| &row[piece * width..(piece + 1) * width]);
+            rows.for_each(|row| assert_eq!(down.next().expect("down"), row));
+        }
     }
     assert!(gate_up.next().is_none() && down.next().is_none());
 }
@@ -114,8 +118,9 @@ fn assert_moe(device: &Device, drawn: &Drawn, weights: &MoeWeights, tensors: &la
     assert_eq!(weights.router.format, WeightFormat::F32);
     assert_eq!(rows(device, &weights.router), drawn.rows(&tensors.router).map(<[f32]>::to_vec).collect::<Vec<_>>());
     let ExpertTensors::Each(experts) = &tensors.experts else { panic!("each for itself") };
-    assert_gated(device, drawn, &weights.experts, &experts.iter().collect::<Vec<_>>());
-    let cut = weights.experts.gate_up.rows / experts.len();
+    let appended = tensors.shared.iter().filter(|_| weights.appended > 0);
+    assert_gated(device, drawn, &weights.experts, &experts.iter().chain(appended).collect::<Vec<_>>());
+    let cut = weights.experts.gate_up.rows / (experts.len() + weights.appended as usize);
     assert!(weights.experts.gate_up.chunks.len() > 1);
     assert!(weights.experts.gate_up.chunks.iter().all(|chunk| chunk.first_row % cut == 0 && chunk.rows % cut == 0));
     match (&weights.shared, &tensors.shared) {
@@ -223,7 +228,15 @@ fn experts_in_one_tensor_come_out_as_those_in_many() {
             assert_eq!(found[at + 2 * i + 1], drawn.row(gate_up, at + width + i), "up {i} of expert {expert}");
         }
     }
-    assert_eq!(rows(&device, &weights.experts.down), drawn.rows(down).collect::<Vec<_>>());
+    // The shared expert, which has tensors of its own, stands behind them.
+    let (shared, routed) = (tensors.shared.as_ref().expect("one"), gate_up.shape[0]);
+    assert_eq!(weights.appended, 1);
+    for i in 0..width {
+        let at = routed * 2 * width + 2 * i;
+        assert_eq!((&found[at][..], &found[at + 1][..]), (drawn.row(&shared.gate, i), drawn.row(&shared.up, i)));
+    }
+    let all = drawn.rows(down).chain(drawn.rows(&shared.down));
+    assert_eq!(rows(&device, &weights.experts.down), all.collect::<Vec<_>>());
 }
 
 #[test]

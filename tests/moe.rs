@@ -26,10 +26,11 @@ fn spec(accumulate: bool) -> Spec {
         bias: true,
         groups: None,
         renormalise: false,
+        shared: 0,
     };
     let (experts, hidden, width) = (EXPERTS as u32, HIDDEN as u32, WIDTH as u32);
     let (gate_up, down) = (WeightFormat::F32, WeightFormat::F32);
-    Spec { route, scale: 6.0, experts, hidden, width, gate_up, down, accumulate }
+    Spec { route, scale: 6.0, experts, shared: 0, shared_scale: 1.0, hidden, width, gate_up, down, accumulate }
 }
 
 struct Layer {
@@ -106,6 +107,7 @@ impl Layer {
             logits: &rows(&self.logits, ALL),
             bias: Some(upload(&self.bias)),
             x: &x,
+            norm: None,
             y: &y,
             gate_up: Experts { weights: &gate_up, count: EXPERTS as u32 },
             down: Experts { weights: &down, count: EXPERTS as u32 },

@@ -108,6 +108,16 @@ impl Parsed {
 }
 
 #[test]
+fn the_shaders_that_measure_ceilings_parse_and_validate_and_name_their_bindings() {
+    for make in lamina::bench::ceilings::SHADERS {
+        let shader = make();
+        let parsed = parse(&Caps::everything(), shader.kernel, "ceiling", &shader);
+        let storage = parsed.module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
+        assert_eq!(storage, shader.bindings().len(), "{}", shader.kernel);
+    }
+}
+
+#[test]
 fn every_variant_parses_and_validates_and_has_one_entry_point_main() {
     let all = all();
     assert!(all.len() >= ALL.len());

@@ -3,6 +3,6 @@
 
 const EPILOGUE_ROWS = 2u; // rows that make an output
 
-fn epilogue(rows: array<f32, EPILOGUE_ROWS>) -> f32 {
+fn epilogue(rows: array<f32, EPILOGUE_ROWS>, before: f32) -> f32 {
   return activation(vec4<f32>(rows[0])).x * rows[1];
 }

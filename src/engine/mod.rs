@@ -3,6 +3,7 @@
 mod bisect;
 mod cache;
 mod generate;
+mod inspect;
 mod pages;
 mod step;
 

@@ -10,7 +10,6 @@ use crate::kernels::plan::{self, Borders, Dispatch, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Split};
 use crate::model::Model;
-use crate::model::config::Mla;
 use crate::model::forward::{Decode, Forward, Limits, Step};
 use crate::model::plan::{LOGITS_BYTES, STEP};
 use crate::num::record::RecordFormat;
@@ -53,7 +52,7 @@ impl Default for Options {
 
 /// Where a step's ids come from.
 #[derive(Clone, Copy, PartialEq)]
-enum Ids<'a> {
+pub(super) enum Ids<'a> {
     Given(&'a [u32]),
     /// The last step sampled them: one a sequence, in the same order.
     Sampled,
@@ -61,8 +60,8 @@ enum Ids<'a> {
 
 /// What a recording depends on; all else is in buffers.
 #[derive(Clone, PartialEq)]
-struct Shape {
-    tokens: u32,
+pub(super) struct Shape {
+    pub(super) tokens: u32,
     most_tokens: u32,
     logits: u32,
     sampled_ids: bool,
@@ -73,12 +72,12 @@ struct Shape {
 
 /// A model with its cache on one device.
 pub struct Engine {
-    device: Device,
-    model: Model,
-    options: Options,
+    pub(super) device: Device,
+    pub(super) model: Model,
+    pub(super) options: Options,
     /// Rows of logits of a step, at most.
     logits: u32,
-    forward: Forward,
+    pub(super) forward: Forward,
     cache: Cache,
     sample: Sample,
     target: Target,
@@ -287,26 +286,6 @@ impl Engine {
         self.start_read(sequences.len())
     }
 
-    /// What [`Engine::decode`] would submit for one sequence, with its facts written, for timing: it can run any
-    /// number of times, and the sequence keeps the tokens that it has.
-    ///
-    /// # Errors
-    /// As [`Engine::feed`].
-    pub fn rehearse(&mut self, id: SequenceId) -> Result<Recording> {
-        let tokens = self.tokens(id);
-        let (shape, plan) = self.prepare(&[(id, 1, 0)], Ids::Sampled, &[0], true)?;
-        let recording = self.record(&shape, &plan);
-        self.truncate(id, tokens);
-        Ok(recording)
-    }
-
-    /// Bytes of the cache that `tokens` tokens of a sequence fill.
-    pub fn cache_bytes(&self, tokens: u32) -> u64 {
-        let Mla { latent, rope, .. } = self.model.config.mla;
-        let record = self.options.format.bytes(latent as usize, rope as usize) as u64;
-        record * u64::from(tokens) * self.model.config.attentions() as u64
-    }
-
     /// The records of a step, once it has run.
     ///
     /// # Errors
@@ -334,7 +313,7 @@ impl Engine {
         Ok(all)
     }
 
-    fn check(&self, id: SequenceId, ids: &[u32]) -> Result<()> {
+    pub(super) fn check(&self, id: SequenceId, ids: &[u32]) -> Result<()> {
         let (length, context) = (self.tokens(id) + ids.len(), self.options.context as usize);
         if length > context {
             let (asked, limit) = (length as u64, context as u64);
@@ -355,43 +334,6 @@ impl Engine {
     fn start_read(&self, count: usize) -> Result<Reading> {
         let written = &self.facts.records[1 - self.turn];
         self.device.start_read(&[written.part(0, (count * size_of::<Record>()) as u64)])
-    }
-
-    /// Appends `ids` to a sequence, at most those of one step, and gives the hidden states behind the embedding
-    /// and behind each layer, the last of them normalised: `[layers + 1]` of `[ids, hidden]`. It is how a model
-    /// is held against another implementation of it, layer by layer.
-    ///
-    /// # Errors
-    /// As [`Engine::feed`]; [`Error::Capacity`] for more ids than a step takes.
-    pub async fn hidden(&mut self, id: SequenceId, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
-        self.check(id, ids)?;
-        if ids.len() > self.options.step_tokens as usize {
-            let (asked, limit) = (ids.len() as u64, u64::from(self.options.step_tokens));
-            return Err(Error::Capacity { what: "tokens in a step".into(), asked, limit });
-        }
-        let (shape, plan) = self.prepare(&[(id, ids.len() as u32, 0)], Ids::Given(ids), &[0], false)?;
-        let cache = self.caches();
-        let step = self.step(&shape, &plan, &cache);
-        let (forward, model) = (&self.forward, &self.model);
-        let layers = model.layers.len();
-        let mut all = Vec::new();
-        for part in 0..=layers {
-            let mut recording = Recording::new();
-            match part {
-                0 => forward.embed(&mut recording, model, &step),
-                _ => forward.layers(&mut recording, model, &step, part - 1..part),
-            }
-            if part == layers {
-                forward.head(&mut recording, model, &step);
-            }
-            self.device.submit(&recording)?;
-            let states = if part == layers { forward.normed() } else { forward.hidden() };
-            let bytes = self.device.read(std::slice::from_ref(&states.view)).await?.remove(0);
-            let rows: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-            let row = |row: &[f32]| row[..model.config.hidden as usize].to_vec();
-            all.push(rows.chunks(states.stride as usize).take(ids.len()).flat_map(row).collect());
-        }
-        Ok(all)
     }
 
     /// Makes room in the cache, writes the step's facts, and submits it. Each of `work` is a sequence, its
@@ -424,7 +366,7 @@ impl Engine {
     }
 
     /// Makes room in the cache and writes the step's facts.
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         work: &[(SequenceId, u32, u32)],
         ids: Ids<'_>,
@@ -465,12 +407,12 @@ impl Engine {
     }
 
     /// The latent cache of each attention.
-    fn caches(&self) -> Vec<&[CacheChunk]> {
+    pub(super) fn caches(&self) -> Vec<&[CacheChunk]> {
         (0..self.model.config.attentions()).map(|i| self.cache.latent(i)).collect()
     }
 
     /// What the forward pass needs to know of a step.
-    fn step<'a>(&'a self, shape: &Shape, plan: &'a Plan, cache: &'a [&'a [CacheChunk]]) -> Step<'a> {
+    pub(super) fn step<'a>(&'a self, shape: &Shape, plan: &'a Plan, cache: &'a [&'a [CacheChunk]]) -> Step<'a> {
         let facts = &self.facts;
         Step {
             batch: facts.batch.clone(),
@@ -487,7 +429,7 @@ impl Engine {
         }
     }
 
-    fn record(&self, shape: &Shape, plan: &Plan) -> Recording {
+    pub(super) fn record(&self, shape: &Shape, plan: &Plan) -> Recording {
         let facts = &self.facts;
         let cache = self.caches();
         let mut recording = Recording::new();

@@ -117,6 +117,7 @@ impl Kernel for Gemm {
             for format in WeightFormat::ALL {
                 let shape = Shape { format, chunks: Some(chunks), ..Shape::new(rows, columns, tokens) };
                 let even = chunks.iter().all(|rows| rows % 2 == 0);
+                let shape = if i % 3 == 0 { Shape { epilogue: Epilogue::Add, ..shape } } else { shape };
                 if even && i % 2 == format as usize % 2 {
                     shapes.push(Shape { epilogue: Epilogue::Swiglu, ..shape });
                 } else {
@@ -145,7 +146,7 @@ impl Gemm {
     pub fn record(&self, recording: &mut Recording, product: &Product) {
         let Spec { format, epilogue, .. } = self.spec;
         let twin = reference::gemm::gemm;
-        let method = Method { shader: &self.shader, format, epilogue, block: self.tuning.tile, twin };
+        let method = Method { shader: &self.shader, format, epilogue, block: self.tuning.tile, norm: None, twin };
         method.record(recording, product);
     }
 }

@@ -19,6 +19,8 @@ pub struct Spec {
     pub epilogue: Epilogue,
     /// Tokens of a call: a hint for how many share a read of the matrix; any number runs.
     pub tokens: u32,
+    /// The activations go through a norm first.
+    pub norm: bool,
 }
 
 /// How it runs.
@@ -45,6 +47,8 @@ pub const TOKENS: [u32; 4] = [1, 2, 4, 8];
 const SHARES: [(u32, u32); 4] = [(2, 4), (2, 4), (4, 2), (4, 2)];
 /// The same for software drivers, which compile for seconds what is unrolled more.
 const SHARES_SOFTWARE: (u32, u32) = (2, 2);
+/// The most tokens that share a read of the matrix and go through a norm.
+pub const NORM_TOKENS: u32 = 1;
 /// Invocations a workgroup: few, so that small matrices still make enough workgroups.
 const WORKGROUP: u32 = 128;
 /// Lanes of a team without subgroups: 512 bytes of a row at a time.
@@ -87,12 +91,15 @@ impl Kernel for Gemv {
     }
 
     fn new(spec: &Spec, tuning: &Tuning) -> Gemv {
+        let fits = !spec.norm || spec.tokens <= NORM_TOKENS;
+        assert!(fits, "gemv: a norm is for {NORM_TOKENS} tokens a read of the matrix: {spec:?}");
         let shader = Shader::of(Self::SOURCE)
             .u32("WORKGROUP", tuning.workgroup)
             .u32("TEAMS", tuning.teams)
             .u32("ROWS", tuning.rows)
             .u32("UNROLL", tuning.unroll)
             .u32("TOKENS", tuning.tokens)
+            .bool("NORM", spec.norm)
             .module(spec.format.module());
         let shader = match tuning.subgroups {
             true => spec.epilogue.add_to(shader).module(wgsl!("lib/team_subgroup")).subgroups(),
@@ -107,8 +114,8 @@ impl Kernel for Gemv {
 
     fn cases(set: Set) -> Vec<Case<Gemv>> {
         let make = |shape: Shape| {
-            let Shape { format, epilogue, hint, .. } = shape;
-            shape.case(Spec { format, epilogue, tokens: hint }, |kernel: &Gemv, recording, product| {
+            let Shape { format, epilogue, hint, norm, .. } = shape;
+            shape.case(Spec { format, epilogue, tokens: hint, norm }, |kernel: &Gemv, recording, product| {
                 kernel.record(recording, product);
             })
         };
@@ -123,7 +130,7 @@ impl Kernel for Gemv {
         }
         // Each spec is a pipeline, and software drivers take a second for one: not every format meets
         // every number of tokens.
-        use Epilogue::{Store, Swiglu};
+        use Epilogue::{Add, Store, Swiglu};
         use WeightFormat::{Bf16, F16, F32};
         type Chunks = &'static [usize];
         let each_at_one_token: [(usize, usize, Chunks); 4] =
@@ -146,7 +153,9 @@ impl Kernel for Gemv {
         for (rows, columns, chunks) in each_at_one_token {
             for format in WeightFormat::ALL {
                 let one = Shape { format, chunks: Some(chunks), ..Shape::new(rows, columns, 1) };
-                shapes.extend(Epilogue::ALL.map(|epilogue| Shape { epilogue, ..one }));
+                shapes.extend([Store, Swiglu].map(|epilogue| Shape { epilogue, ..one }));
+                // What a layer of a model does with one token: norms go in, sums come out.
+                shapes.extend([Shape { epilogue: Add, ..one }, Shape { epilogue: Swiglu, norm: true, ..one }]);
             }
         }
         for (rows, columns, tokens, format, epilogue, chunks) in few {
@@ -159,6 +168,9 @@ impl Kernel for Gemv {
         let hints = [(8, 1, F16), (1, 6, F16), (4, 3, F16), (2, 5, F32)];
         let hinted = hints.map(|(hint, tokens, format)| Shape { hint, format, ..Shape::new(70, 130, tokens) });
         shapes.extend([part, odd, swiglu].into_iter().chain(hinted));
+        let added = Shape { epilogue: Add, ..odd };
+        let whole = Shape { norm: true, ..Shape::new(29, 40, 1) };
+        shapes.extend([added, Shape { norm: true, hint: 1, ..added }, whole, Shape { norm: true, hint: 1, ..Shape::new(64, 333, 5) }]);
         if set == Set::Full {
             shapes.extend(TOKENS.map(|tokens| Shape::new(4099, 7168, tokens as usize)));
             // More blocks of rows than a grid dimension holds workgroups.
@@ -178,7 +190,8 @@ impl Gemv {
         let Tuning { teams, rows, tokens, .. } = self.tuning;
         let Spec { format, epilogue, .. } = self.spec;
         let twin = |row: &[f32], tokens: &[&[f32]]| tokens.iter().map(|x| reference::gemv::gemv(row, x)).collect();
-        let method = Method { shader: &self.shader, format, epilogue, block: (teams * rows, tokens), twin };
+        let (block, norm) = ((teams * rows, tokens), Some(self.spec.norm));
+        let method = Method { shader: &self.shader, format, epilogue, block, norm, twin };
         method.record(recording, product);
     }
 }

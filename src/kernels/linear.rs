@@ -33,6 +33,10 @@ crate::params! {
         pub y_stride: u32,
         /// Where `y` starts in a token's.
         pub y_offset: u32,
+        /// Factor of what is added to `y`.
+        pub scale: f32,
+        /// Added to the mean square by the norm.
+        pub eps: f32,
     }
 }
 
@@ -44,11 +48,13 @@ pub enum Epilogue {
     /// `silu(gate) * up`: row 2i of the matrix is a gate, row 2i + 1 its up, which gives output i.
     /// The matrix's chunks are cut at even rows (`group` of [`Weights::upload`]).
     Swiglu,
+    /// Each, times [`Product::scale`], is added to what the output holds.
+    Add,
 }
 
 impl Epilogue {
     /// Every epilogue.
-    pub const ALL: [Epilogue; 2] = [Epilogue::Store, Epilogue::Swiglu];
+    pub const ALL: [Epilogue; 3] = [Epilogue::Store, Epilogue::Swiglu, Epilogue::Add];
 
     /// Rows that make one output.
     pub fn rows(self) -> usize {
@@ -59,6 +65,7 @@ impl Epilogue {
     pub(super) fn add_to(self, shader: ShaderBuilder) -> ShaderBuilder {
         match self {
             Epilogue::Store => shader.module(wgsl!("lib/epilogue_store")),
+            Epilogue::Add => shader.module(wgsl!("lib/epilogue_add")),
             Epilogue::Swiglu => shader.module(wgsl!("lib/activation_silu")).module(wgsl!("lib/epilogue_swiglu")),
         }
     }
@@ -94,7 +101,17 @@ impl Activations {
     }
 }
 
+/// A norm of activations: `x / sqrt(mean(x^2) + eps) * weight` (RMSNorm, arXiv:1910.07467).
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// `[columns]` f32, rounded up to 16 bytes.
+    pub weight: View,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// `y = epilogue(W x)` for some tokens.
+#[derive(Clone, Copy)]
 pub struct Product<'a> {
     /// W.
     pub weights: &'a Weights,
@@ -104,6 +121,17 @@ pub struct Product<'a> {
     pub y: &'a Activations,
     /// Tokens, any number.
     pub tokens: u32,
+    /// The norm that x goes through first, where [`Linear::folds_norm`] says that the product takes it.
+    pub norm: Option<&'a Norm>,
+    /// Factor of what [`Epilogue::Add`] adds.
+    pub scale: f32,
+}
+
+impl<'a> Product<'a> {
+    /// A product with no norm and the factor 1.
+    pub fn new(weights: &'a Weights, x: &'a Activations, y: &'a Activations, tokens: u32) -> Product<'a> {
+        Product { weights, x, y, tokens, norm: None, scale: 1.0 }
+    }
 }
 
 /// A kernel's part in recording a [`Product`].
@@ -113,6 +141,8 @@ pub(super) struct Method<'a> {
     pub epilogue: Epilogue,
     /// Rows and tokens of a workgroup.
     pub block: (u32, u32),
+    /// Whether the shader has a binding for a norm, and uses it.
+    pub norm: Option<bool>,
     /// The twin: a row's products with all tokens.
     pub twin: fn(&[f32], &[&[f32]]) -> Vec<f64>,
 }
@@ -123,10 +153,12 @@ impl Method<'_> {
     /// # Panics
     /// When the matrix does not fit the kernel's spec, or the activations do not fit the matrix.
     pub fn record(&self, recording: &mut Recording, product: &Product) {
-        let Product { weights, x, y, tokens } = *product;
+        let Product { weights, x, y, tokens, norm, scale } = *product;
         let kernel = self.shader.kernel;
         let (format, epilogue) = (self.format, self.epilogue);
         assert!(weights.format == format, "{kernel} for {format:?} got a matrix of {:?}", weights.format);
+        let uses = self.norm == Some(true);
+        assert!(uses == norm.is_some(), "{kernel} takes a norm: {uses}, and one was given: {}", norm.is_some());
         x.check("x", tokens, weights.columns);
         y.check("y", tokens, weights.rows / epilogue.rows());
         let row_bytes = format.row_bytes(weights.columns);
@@ -153,10 +185,15 @@ impl Method<'_> {
                 x_offset: x.offset,
                 y_stride: y.stride,
                 y_offset: y.offset,
+                scale,
+                eps: norm.map_or(0.0, |norm| norm.eps),
             };
-            let bindings = vec![("weights", chunk.view.clone()), ("x", x.view.clone()), ("y", y.view.clone())];
+            let mut bindings = vec![("weights", chunk.view.clone()), ("x", x.view.clone()), ("y", y.view.clone())];
+            if self.norm.is_some() {
+                bindings.push(("norm", norm.map_or(&x.view, |norm| &norm.weight).clone()));
+            }
             let products = self.twin;
-            let twin = move |host: &Host| twin(params, format, epilogue, products, host);
+            let twin = move |host: &Host| twin(params, format, epilogue, uses, products, host);
             let blocks = tokens.div_ceil(self.block.1);
             let grid = match grid_1d(params.rows.div_ceil(self.block.0)) {
                 Grid::Direct([x, y, _]) => Grid::Direct([blocks, x, y]),
@@ -171,19 +208,29 @@ fn twin(
     params: Params,
     format: WeightFormat,
     epilogue: Epilogue,
+    norm: bool,
     products: fn(&[f32], &[&[f32]]) -> Vec<f64>,
     host: &Host,
 ) {
-    let (weights, x) = (host.get::<u8>("weights"), host.get::<f32>("x"));
+    let (weights, x, y) = (host.get::<u8>("weights"), host.get::<f32>("x"), host.get::<f32>("y"));
     let columns = params.columns as usize;
     let at = |token: u32| (token * params.x_stride + params.x_offset) as usize;
-    let tokens: Vec<&[f32]> = (0..params.tokens).map(|t| &x[at(t)..at(t) + columns]).collect();
+    let normalised = |x: &[f32]| match norm {
+        true => reference::rms_norm::rms_norm(x, &host.get::<f32>("norm")[..columns], params.eps),
+        false => x.to_vec(),
+    };
+    let tokens: Vec<Vec<f32>> = (0..params.tokens).map(|t| normalised(&x[at(t)..at(t) + columns])).collect();
+    let tokens: Vec<&[f32]> = tokens.iter().map(|x| &x[..]).collect();
     let rows = weights.par_chunks_exact(format.row_bytes(columns)).take(params.rows as usize);
     let rows: Vec<Vec<f64>> = rows.map(|row| products(&format.decode(row)[..columns], &tokens)).collect();
     for token in 0..params.tokens {
         let values: Vec<f32> = rows.iter().map(|row| row[token as usize] as f32).collect();
         let outputs = match epilogue {
             Epilogue::Store => values,
+            Epilogue::Add => {
+                let first = (token * params.y_stride + params.y_offset + params.first_row) as usize;
+                reference::add::add(&y[first..first + values.len()], &values, params.scale)
+            }
             Epilogue::Swiglu => {
                 let every_second = |from: usize| values.iter().skip(from).step_by(2).copied().collect::<Vec<f32>>();
                 reference::swiglu::swiglu(&every_second(0), &every_second(1))
@@ -241,7 +288,7 @@ impl Linear {
         Linear {
             caps: caps.clone(),
             crossover: Crossover::of(caps),
-            gemv: (0..slots * gemv::TOKENS.len()).map(|_| OnceLock::new()).collect(),
+            gemv: (0..2 * slots * gemv::TOKENS.len()).map(|_| OnceLock::new()).collect(),
             gemm: (0..slots * gemm::TOKENS.len()).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -251,18 +298,26 @@ impl Linear {
         &self.crossover
     }
 
+    /// Whether products of so many tokens take a norm of their activations: it saves the dispatch of
+    /// `rms_norm`, and costs the square of each activation again in every workgroup.
+    pub fn folds_norm(&self, tokens: u32) -> bool {
+        tokens <= gemv::NORM_TOKENS
+    }
+
     /// Adds a product: a dispatch for each chunk of the matrix.
     ///
     /// # Panics
-    /// When the activations do not fit the matrix, or its rows the epilogue.
+    /// When the activations do not fit the matrix, its rows the epilogue, or a norm the number of tokens.
     pub fn record(&self, recording: &mut Recording, epilogue: Epilogue, product: &Product) {
         let (format, tokens) = (product.weights.format, product.tokens);
         let of = format as usize * Epilogue::ALL.len() + epilogue as usize;
         let class = |classes: &[u32]| classes.iter().position(|c| tokens <= *c).unwrap_or(classes.len() - 1);
         if tokens < self.crossover.gemm_from {
             let class = class(&gemv::TOKENS);
-            let spec = gemv::Spec { format, epilogue, tokens: gemv::TOKENS[class] };
-            let made = self.gemv[of * gemv::TOKENS.len() + class].get_or_init(|| Gemv::chosen(&spec, &self.caps));
+            let norm = product.norm.is_some();
+            let spec = gemv::Spec { format, epilogue, tokens: gemv::TOKENS[class], norm };
+            let slot = 2 * (of * gemv::TOKENS.len() + class) + usize::from(norm);
+            let made = self.gemv[slot].get_or_init(|| Gemv::chosen(&spec, &self.caps));
             made.record(recording, product);
         } else {
             let class = class(&gemm::TOKENS);
@@ -291,7 +346,7 @@ mod tests {
         let mut recording = Recording::new();
         let from = linear.crossover().gemm_from;
         for tokens in [1, 3, 4, from - 1, from, 64, 64] {
-            linear.record(&mut recording, Epilogue::Store, &Product { weights: &weights, x: &x, y: &y, tokens });
+            linear.record(&mut recording, Epilogue::Store, &Product::new(&weights, &x, &y, tokens));
         }
         let kernels: Vec<_> = recording.calls().iter().map(|call| call.shader.kernel).collect();
         assert_eq!(kernels, ["gemv", "gemv", "gemv", "gemv", "gemm", "gemm", "gemm"]);

@@ -1,7 +1,7 @@
 //! The parity cases of `gemv` and `gemm`: one product each.
 
 use super::inputs::{Inputs, checks, placed};
-use super::linear::{Activations, Epilogue, Product};
+use super::linear::{Activations, Epilogue, Norm, Product};
 use super::weights::{BLOCK, WeightChunk, WeightFormat, Weights, pack};
 use super::{Case, Data, Job, Kernel, Tensor, Tolerance};
 use crate::gpu::Recording;
@@ -20,6 +20,8 @@ pub struct Shape {
     pub y: (usize, usize),
     /// The spec's hint.
     pub hint: u32,
+    /// The activations go through a norm first.
+    pub norm: bool,
 }
 
 /// The names of a case's chunks.
@@ -30,7 +32,7 @@ impl Shape {
     pub fn new(rows: usize, columns: usize, tokens: usize) -> Shape {
         let (format, epilogue) = (WeightFormat::F16, Epilogue::Store);
         let (x, y) = ((0, 0), (0, 0));
-        Shape { rows, columns, tokens, format, epilogue, chunks: None, x, y, hint: tokens as u32 }
+        Shape { rows, columns, tokens, format, epilogue, chunks: None, x, y, hint: tokens as u32, norm: false }
     }
 
     fn outputs(&self) -> usize {
@@ -49,10 +51,11 @@ impl Shape {
         spec: K::Spec,
         record: impl Fn(&K, &mut Recording, &Product) + Send + Sync + Copy + 'static,
     ) -> Case<K> {
-        let Shape { rows, columns, tokens, format, epilogue, chunks, hint, .. } = self;
+        let Shape { rows, columns, tokens, format, epilogue, chunks, hint, norm, .. } = self;
         let [x, y] = self.strides();
         let name = format!(
-            "{rows} x {columns}, {tokens} tokens (hint {hint}), {format:?}, {epilogue:?}, chunks {}, x {x:?}, y {y:?}",
+            "{rows} x {columns}, {tokens} tokens (hint {hint}), {format:?}, {epilogue:?}, chunks {}, x {x:?}, y {y:?}, \
+             norm {norm}",
             chunks.map_or("1".into(), |chunks| format!("{chunks:?}")),
         );
         let flops = 2.0 * rows as f64 * columns as f64 * tokens as f64;
@@ -61,14 +64,20 @@ impl Shape {
     }
 
     fn job<K>(self, record: impl Fn(&K, &mut Recording, &Product) + Send + Sync + Copy + 'static) -> Job<K> {
-        let Shape { rows, columns, tokens, format, .. } = self;
+        let Shape { rows, columns, tokens, format, epilogue, norm, .. } = self;
         let [x, y] = self.strides();
         let outputs = self.outputs();
         let mut inputs = Inputs::seed((rows * 31 + columns * 7 + tokens) as u64);
         let xs = placed(&inputs.normals(tokens * columns, 1.0), columns, x);
-        let ys = placed(&vec![f32::NAN; tokens * outputs], outputs, y);
+        let before = match epilogue {
+            Epilogue::Add => inputs.normals(tokens * outputs, 1.0),
+            _ => vec![f32::NAN; tokens * outputs],
+        };
+        let ys = placed(&before, outputs, y);
+        let weight: Vec<f32> = Inputs::seed(5).normals(columns, 0.5).iter().map(|w| 1.0 + w).collect();
         let mut tensors = vec![
             Tensor::input("x", Data::F32(xs)),
+            Tensor::input("norm", Data::F32(weight)),
             Tensor::checked("y", Data::F32(ys), checks(outputs, y, Tolerance::f32(columns))),
         ];
         let cut: Vec<usize> = self.chunks.map_or(vec![rows], <[usize]>::to_vec);
@@ -91,7 +100,10 @@ impl Shape {
                 offset: offset as u32,
             };
             let (x, y) = (part("x", x), part("y", y));
-            record(kernel, recording, &Product { weights: &weights, x: &x, y: &y, tokens: tokens as u32 });
+            // So large that a kernel without it is wrong.
+            let given = Norm { weight: t.get("norm"), eps: 0.1 };
+            let product = Product::new(&weights, &x, &y, tokens as u32);
+            record(kernel, recording, &Product { norm: norm.then_some(&given), scale: 0.7, ..product });
         })
     }
 }

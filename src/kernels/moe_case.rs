@@ -1,7 +1,7 @@
 //! The parity cases of `moe_gemv` and `moe_gemm`: one product of a layer each.
 
 use super::inputs::{Inputs, strided, words};
-use super::linear::Activations;
+use super::linear::{Activations, Norm};
 use super::moe::{Experts, Step};
 use super::moe_sort::{self, Tile, draw_routes};
 use super::weights::{BLOCK, WeightChunk, WeightFormat, Weights, pack};
@@ -29,6 +29,8 @@ pub struct Shape {
     pub accumulate: bool,
     /// Pairs of a tile, where the pairs are sorted and each has a row of y.
     pub tile: Option<u32>,
+    /// What goes up passes a norm first.
+    pub norm: bool,
 }
 
 /// What a case's kernel is given.
@@ -45,6 +47,11 @@ pub struct Given<'a> {
 impl Given<'_> {
     pub fn routes(&self) -> View {
         self.tensors.get("routes")
+    }
+
+    pub fn norm(&self) -> Norm {
+        // An eps so large that a kernel without it is wrong.
+        Norm { weight: self.tensors.get("norm"), eps: 0.1 }
     }
 
     pub fn order(&self) -> View {
@@ -66,7 +73,20 @@ impl Shape {
     pub fn new(rows: usize, columns: usize, tokens: usize, top_k: u32, experts: u32) -> Shape {
         let (format, step) = (WeightFormat::F16, Step::Up);
         let (all, chunk) = (experts, experts);
-        Shape { rows, columns, tokens, top_k, experts, all, format, step, chunk, accumulate: false, tile: None }
+        Shape {
+            rows,
+            columns,
+            tokens,
+            top_k,
+            experts,
+            all,
+            format,
+            step,
+            chunk,
+            accumulate: false,
+            tile: None,
+            norm: false,
+        }
     }
 
     /// The sizes that both kernels are held to, at these numbers of tokens in turn.
@@ -112,8 +132,15 @@ impl Shape {
         spec: K::Spec,
         record: impl Fn(&K, &mut Recording, &Given) + Send + Sync + Copy + 'static,
     ) -> Case<K> {
-        let Shape { rows, columns, tokens, top_k, experts, all, format, step, chunk, accumulate, tile } = self;
-        let then = if accumulate && step == Step::Down && tile.is_none() { ", added" } else { "" };
+        let Shape { rows, columns, tokens, top_k, experts, all, format, step, chunk, accumulate, tile, norm } = self;
+        let added = accumulate && step == Step::Down && tile.is_none();
+        let then = if added {
+            ", added"
+        } else if norm {
+            ", behind a norm"
+        } else {
+            ""
+        };
         let tiles = tile.map_or(String::new(), |tile| format!(", tiles of {tile}"));
         let name = format!(
             "{step:?} {rows} x {columns}, {tokens} tokens, {top_k} of {all} experts, {experts} with weights, \
@@ -152,11 +179,13 @@ impl Shape {
         }
         let terms = columns * if summed { top_k as usize } else { 1 };
         let check = Check { stride: y_stride, first: 0, columns: outputs, tolerance: Tolerance::f32(terms) };
+        let norm = Inputs::seed(5).normals(columns, 0.5).iter().map(|w| 1.0 + w).collect();
         let input = strided(&inputs.normals(tokens * outputs, 1.0), outputs, y_stride);
         let mut tensors = vec![
             Tensor::input("routes", words(&routes)),
             Tensor::input("x", Data::F32(x)),
             Tensor::input("input", Data::F32(input)),
+            Tensor::input("norm", Data::F32(norm)),
             Tensor::output("y", Data::F32(y), check),
         ];
         if let Some(tile) = tile {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::linear::Activations;
+use super::linear::{Activations, Norm};
 use super::moe::{Experts, Matrices, Step, check};
 use super::moe_case::Shape;
 use super::moe_route::Route;
@@ -41,6 +41,8 @@ params! {
         pub add: u32,
         /// 1 where the experts without weights are of this chunk.
         pub identity: u32,
+        /// Added to the mean square by the norm.
+        pub eps: f32,
     }
 }
 
@@ -53,6 +55,8 @@ pub struct Spec {
     pub step: Step,
     /// Experts of a token.
     pub top_k: u32,
+    /// What goes up passes a norm first.
+    pub norm: bool,
 }
 
 impl Spec {
@@ -110,7 +114,7 @@ impl Kernel for MoeGemv {
         if let Some((least, _)) = caps.subgroups {
             // As many teams as there may be subgroups: with wider ones, each takes several in turn.
             let tuning = with(least.clamp(4, WORKGROUP), true);
-            let workgroup = tuning.workgroup.clamp(WORKGROUP, 256);
+            let workgroup = tuning.workgroup.clamp(WORKGROUP, caps.invocations.min(512));
             variants.push(Variant { name: "subgroup", tuning: Tuning { workgroup, ..tuning } });
         }
         variants
@@ -126,6 +130,7 @@ impl Kernel for MoeGemv {
 
     fn new(spec: &Spec, tuning: &Tuning) -> MoeGemv {
         assert!((1..=16).contains(&spec.top_k), "moe_gemv: 1 to 16 experts a token: {spec:?}");
+        assert!(!spec.norm || spec.step == Step::Up, "moe_gemv: a norm is for what goes up: {spec:?}");
         let shader = Shader::of(Self::SOURCE)
             .u32("WORKGROUP", tuning.workgroup)
             .bool("DOWN", spec.step == Step::Down)
@@ -134,6 +139,7 @@ impl Kernel for MoeGemv {
             .u32("TEAMS", tuning.groups * spec.slots())
             .u32("ROWS", tuning.rows)
             .u32("UNROLL", tuning.unroll)
+            .bool("NORM", spec.norm)
             .module(spec.format.module());
         let shader = spec.step.epilogue().add_to(shader);
         let shader = match tuning.subgroups {
@@ -149,11 +155,14 @@ impl Kernel for MoeGemv {
 
     fn cases(set: Set) -> Vec<Case<MoeGemv>> {
         let make = |shape: Shape| {
-            let Shape { format, step, top_k, accumulate, .. } = shape;
-            shape.case(Spec { format, step, top_k }, move |kernel: &MoeGemv, recording, t| match step {
-                Step::Up => kernel.record_up(recording, t.experts, t.routes(), &t.x, &t.y, t.tokens),
+            let Shape { format, step, top_k, accumulate, norm, .. } = shape;
+            shape.case(Spec { format, step, top_k, norm }, move |kernel: &MoeGemv, recording, t| match step {
+                Step::Up => {
+                    let given = norm.then(|| t.norm());
+                    kernel.record_up(recording, t.experts, t.routes(), (&t.x, given.as_ref()), &t.y, t.tokens);
+                }
                 Step::Down => {
-                    kernel.record_down(recording, t.experts, t.routes(), &t.x, &t.input, &t.y, t.tokens, accumulate);
+                    kernel.record_down(recording, t.experts, t.routes(), &t.x, Some(&t.input), &t.y, t.tokens, accumulate);
                 }
             })
         };
@@ -162,14 +171,17 @@ impl Kernel for MoeGemv {
             let each = |(rows, columns, step)| [1, 4, 32, 96].map(|n| Shape { step, ..Shape::new(rows, columns, n, 6, 64) });
             return sizes.into_iter().flat_map(each).map(make).collect();
         }
-        Shape::pairs(&[1, 2, 3, 8]).into_iter().map(make).collect()
+        let norm = |shape: Shape| Shape { norm: true, ..shape };
+        let normalised = [Shape::new(66, 40, 1, 6, 64), Shape::new(34, 333, 3, 2, 7)].map(norm);
+        Shape::pairs(&[1, 2, 3, 8]).into_iter().chain(normalised).map(make).collect()
     }
 }
 
 impl MoeGemv {
     /// `y[pair] = silu(gate x) * up x` of each pair's expert: a dispatch for each chunk of `experts`.
     /// `routes`: `[tokens, top_k]` [`Route`]; `x`: `[tokens, columns]`; `y`: `[tokens * top_k, rows / 2]`,
-    /// where rows of experts without weights stay as they are.
+    /// where rows of experts without weights stay as they are. With a norm, where the spec has one, x goes
+    /// through it first.
     ///
     /// # Panics
     /// When the kernel is for the other step, or sizes do not fit.
@@ -178,18 +190,19 @@ impl MoeGemv {
         recording: &mut Recording,
         experts: Experts,
         routes: View,
-        x: &Activations,
+        (x, norm): (&Activations, Option<&Norm>),
         y: &Activations,
         tokens: u32,
     ) {
+        assert!(self.spec.norm == norm.is_some(), "moe_gemv: {:?}, a norm: {}", self.spec, norm.is_some());
         assert!(self.spec.step == Step::Up, "moe_gemv: {:?} records up", self.spec);
         check("x", x, tokens, experts.weights.columns as u32);
         check("y", y, tokens * self.spec.top_k, experts.rows() / 2);
-        self.record(recording, experts, routes, [x, x, y], tokens * self.spec.top_k, false);
+        self.record(recording, experts, routes, ([x, x, y], norm), tokens * self.spec.top_k, false);
     }
 
     /// `y[token]` = the sum over the token's slots of weight * (W `x[pair]`), where an expert without
-    /// weights gives the token's `input`; added to what `y` holds where `accumulate` says so. `routes`:
+    /// weights gives the token's `input` (none where all experts have weights); added to what `y` holds where `accumulate` says so. `routes`:
     /// `[tokens, top_k]` [`Route`]; `x`: `[tokens * top_k, columns]`; `input` and `y`: `[tokens, rows]`.
     ///
     /// # Panics
@@ -201,16 +214,18 @@ impl MoeGemv {
         experts: Experts,
         routes: View,
         x: &Activations,
-        input: &Activations,
+        input: Option<&Activations>,
         y: &Activations,
         tokens: u32,
         accumulate: bool,
     ) {
         assert!(self.spec.step == Step::Down, "moe_gemv: {:?} records down", self.spec);
         check("x", x, tokens * self.spec.top_k, experts.weights.columns as u32);
-        check("input", input, tokens, experts.rows());
+        if let Some(input) = input {
+            check("input", input, tokens, experts.rows());
+        }
         check("y", y, tokens, experts.rows());
-        self.record(recording, experts, routes, [x, input, y], tokens, accumulate);
+        self.record(recording, experts, routes, ([x, input.unwrap_or(x), y], None), tokens, accumulate);
     }
 
     fn record(
@@ -218,7 +233,7 @@ impl MoeGemv {
         recording: &mut Recording,
         experts: Experts,
         routes: View,
-        [x, input, y]: [&Activations; 3],
+        ([x, input, y], norm): ([&Activations; 3], Option<&Norm>),
         units: u32,
         accumulate: bool,
     ) {
@@ -237,12 +252,14 @@ impl MoeGemv {
                 y_stride: y.stride,
                 add: u32::from(accumulate || i > 0),
                 identity: u32::from(i == 0),
+                eps: norm.map_or(0.0, |norm| norm.eps),
             };
             let bindings = vec![
                 ("routes", routes.clone()),
                 ("weights", chunk.view),
                 ("x", x.view.clone()),
                 ("input", input.view.clone()),
+                ("norm", norm.map_or(&x.view, |norm| &norm.weight).clone()),
                 ("y", y.view.clone()),
             ];
             let grid = match grid_1d(params.rows.div_ceil(self.tuning.groups * self.tuning.rows)) {
@@ -261,12 +278,18 @@ fn twin(spec: Spec, params: Params, units: u32, host: &Host) {
     let (routes, x) = (host.get::<Route>("routes"), host.get::<f32>("x"));
     let (input, y) = (host.get::<f32>("input"), host.get::<f32>("y"));
     let here = |route: &Route| (first_expert..first_expert + chunk_experts).contains(&route.expert);
-    let row = |row: u32| &x[(row * params.x_stride) as usize..][..columns as usize];
+    let row = |row: u32| {
+        let x = &x[(row * params.x_stride) as usize..][..columns as usize];
+        match spec.norm {
+            true => reference::rms_norm::rms_norm(x, &host.get::<f32>("norm")[..columns as usize], params.eps),
+            false => x.to_vec(),
+        }
+    };
     let one = |unit: u32| {
         if spec.step == Step::Up {
             let route = routes[unit as usize];
             let matrix = || matrices.expert(route.expert - first_expert);
-            return here(&route).then(|| reference::moe_gemv::up(&matrix(), row(unit / spec.top_k)));
+            return here(&route).then(|| reference::moe_gemv::up(&matrix(), &row(unit / spec.top_k)));
         }
         let mut sums = vec![0.0; rows as usize];
         if params.add == 1 {
@@ -277,7 +300,7 @@ fn twin(spec: Spec, params: Params, units: u32, host: &Host) {
             let route = routes[pair as usize];
             if here(&route) {
                 let matrix = matrices.expert(route.expert - first_expert);
-                reference::moe_gemv::down(&mut sums, route.weight, &matrix, row(pair));
+                reference::moe_gemv::down(&mut sums, route.weight, &matrix, &row(pair));
             } else if params.identity == 1 && route.expert >= params.experts {
                 let input = &input[(unit * params.input_stride) as usize..];
                 sums.iter_mut().zip(input).for_each(|(sum, x)| *sum += f64::from(route.weight) * f64::from(*x));

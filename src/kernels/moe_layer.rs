@@ -2,13 +2,14 @@
 //! kernels, in which order, with which scratch memory.
 //!
 //! Few tokens: `moe_route`, `moe_gemv` up, `moe_gemv` down. Many: `moe_route`, `moe_sort`, `moe_gemm` up,
-//! `moe_gemm` down, `moe_combine`. The router's logits come from a product in f32 before, the shared
-//! experts are a dense layer besides, whose result the sum can be added to.
+//! `moe_gemm` down, `moe_combine`. The router's logits come from a product in f32 before. The shared experts
+//! are a dense layer besides, whose result the sum can be added to; those that stand behind the routed ones
+//! are for one token two experts more, which saves their dispatches.
 
 use std::fmt;
 
 use super::Kernel;
-use super::linear::Activations;
+use super::linear::{Activations, Norm};
 use super::moe::{Experts, Step};
 use super::moe_combine::{self, MoeCombine};
 use super::moe_gemm::{self, MoeGemm, TILES};
@@ -27,6 +28,10 @@ pub struct Spec {
     pub scale: f32,
     /// Experts with weights: the first ones.
     pub experts: u32,
+    /// Shared experts whose matrices follow those of the experts.
+    pub shared: u32,
+    /// Weight of the shared experts.
+    pub shared_scale: f32,
     /// Width of a token.
     pub hidden: u32,
     /// Width of an expert (`moe_intermediate_size`).
@@ -35,7 +40,8 @@ pub struct Spec {
     pub gate_up: WeightFormat,
     /// How their down projections are stored.
     pub down: WeightFormat,
-    /// The sum is added to what `y` holds (the shared experts' output), else written.
+    /// The sum is added to what `y` holds, else written. Where shared experts follow the others, the sum for
+    /// more than one token is added to theirs in any case.
     pub accumulate: bool,
 }
 
@@ -47,11 +53,13 @@ pub struct Args<'a> {
     pub bias: Option<View>,
     /// `[tokens, hidden]`.
     pub x: &'a Activations,
+    /// The norm that x goes through first: of a single token, where every expert has weights.
+    pub norm: Option<&'a Norm>,
     /// `[tokens, hidden]`, of another buffer.
     pub y: &'a Activations,
-    /// `[experts * 2 * width, hidden]`: gate and up rows in turn.
+    /// `[(experts + shared) * 2 * width, hidden]`: gate and up rows in turn.
     pub gate_up: Experts<'a>,
-    /// `[experts * hidden, width]`.
+    /// `[(experts + shared) * hidden, width]`.
     pub down: Experts<'a>,
     /// Room for [`MoeLayer::scratch`] of as many tokens.
     pub scratch: &'a Scratch<View>,
@@ -62,7 +70,7 @@ pub struct Args<'a> {
 /// The tensors between the kernels; all layers of a step can share them. `T` is a size in bytes or a view.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scratch<T> {
-    /// `[tokens, top_k]` [`Route`].
+    /// `[tokens, slots]` [`Route`].
     pub routes: T,
     /// `[pairs]` u32.
     pub order: T,
@@ -124,10 +132,18 @@ pub struct MoeLayer {
     spec: Spec,
     crossover: Crossover,
     binding_bytes: u64,
-    route: MoeRoute,
-    gemv: [MoeGemv; 2],
+    /// For one token: with the shared experts.
+    one: Few,
+    few: Few,
     tiled: [Tiled; 2],
     combine: MoeCombine,
+}
+
+struct Few {
+    route: MoeRoute,
+    up: MoeGemv,
+    normed_up: MoeGemv,
+    down: MoeGemv,
 }
 
 struct Tiled {
@@ -141,21 +157,33 @@ impl MoeLayer {
     /// # Panics
     /// When the route has fewer experts than there are with weights, or as the kernels.
     pub fn new(spec: &Spec, caps: &Caps) -> MoeLayer {
-        let Spec { experts, route: moe_route::Spec { top_k, .. }, .. } = *spec;
+        let Spec { experts, shared, route: moe_route::Spec { top_k, .. }, .. } = *spec;
         assert!(experts <= spec.route.experts, "a MoE layer routes to all its experts: {spec:?}");
+        assert!(
+            shared == 0 || experts == spec.route.experts,
+            "shared experts are numbered behind all others: {spec:?}"
+        );
         let steps = [(Step::Up, spec.gate_up), (Step::Down, spec.down)];
         let tiled = |tile| Tiled {
             sort: MoeSort::chosen(&moe_sort::Spec { experts, tile }, caps),
             gemm: steps.map(|(step, format)| MoeGemm::chosen(&moe_gemm::Spec { format, step, tile }, caps)),
         };
+        let few = |shared: u32| {
+            let route = moe_route::Spec { shared, ..spec.route };
+            let [up, normed_up, down] = [(steps[0], false), (steps[0], true), (steps[1], false)]
+                .map(|((step, format), norm)| moe_gemv::Spec { format, step, top_k: route.slots(), norm })
+                .map(|spec| MoeGemv::chosen(&spec, caps));
+            Few { route: MoeRoute::chosen(&route, caps), up, normed_up, down }
+        };
+        let accumulate = spec.accumulate || shared > 0;
         MoeLayer {
             spec: *spec,
             crossover: Crossover::of(caps),
             binding_bytes: caps.binding_bytes,
-            route: MoeRoute::chosen(&spec.route, caps),
-            gemv: steps.map(|(step, format)| MoeGemv::chosen(&moe_gemv::Spec { format, step, top_k }, caps)),
+            one: few(shared),
+            few: few(0),
             tiled: TILES.map(tiled),
-            combine: MoeCombine::chosen(&moe_combine::Spec { experts, top_k, accumulate: spec.accumulate }, caps),
+            combine: MoeCombine::chosen(&moe_combine::Spec { experts, top_k, accumulate }, caps),
         }
     }
 
@@ -167,7 +195,8 @@ impl MoeLayer {
     /// Bytes of scratch for steps of at most `tokens` tokens. More tokens than fit the device's largest
     /// binding go in turns, so that no size exceeds it.
     pub fn scratch(&self, tokens: u32) -> Scratch<u64> {
-        let pairs = u64::from(tokens.min(self.turn()) * self.spec.route.top_k);
+        let pairs = tokens.min(self.turn()) * self.spec.route.top_k;
+        let pairs = u64::from(pairs.max(self.spec.route.top_k + self.spec.shared));
         let tiles = |tile| moe_sort::Spec { experts: self.spec.experts, tile }.tiles(pairs as u32);
         let [inner, outputs] = [self.spec.width, self.spec.hidden].map(|n| u64::from(n.next_multiple_of(4)));
         Scratch {
@@ -185,6 +214,11 @@ impl MoeLayer {
         let tiles = 65_535 * TILES[0] / self.spec.route.top_k / 2;
         let most = u32::try_from(self.binding_bytes / u64::from(row)).unwrap_or(u32::MAX).min(tiles);
         (most / 16 * 16).max(16)
+    }
+
+    /// Whether the sum for so many tokens holds the shared experts: then nobody else computes them.
+    pub fn takes_shared(&self, tokens: u32) -> bool {
+        tokens == 1 && self.spec.shared > 0
     }
 
     /// Adds the layer's dispatches.
@@ -206,24 +240,35 @@ impl MoeLayer {
 
     fn record_turn(&self, recording: &mut Recording, args: &Args, rows: [&Activations; 3], tokens: u32) {
         let [logits, x, y] = rows;
-        let Spec { scale, experts, hidden, width, accumulate, .. } = self.spec;
+        let Spec { scale, experts, shared, shared_scale, hidden, width, accumulate, .. } = self.spec;
         let top_k = self.spec.route.top_k;
         let pairs = tokens * top_k;
         let scratch = args.scratch;
         let fits = [(args.gate_up, [2 * width, hidden]), (args.down, [hidden, width])];
         for (matrices, [rows, columns]) in fits {
             let found = [matrices.count, matrices.rows(), matrices.weights.columns as u32];
-            assert!(found == [experts, rows, columns], "a MoE layer of {:?} got matrices {found:?}", self.spec);
+            assert!(
+                found == [experts + shared, rows, columns],
+                "a MoE layer of {:?} got matrices {found:?}",
+                self.spec
+            );
         }
-        let params = moe_route::Params { tokens, stride: logits.stride, scale };
-        self.route.record(recording, params, logits.view.clone(), args.bias.clone(), scratch.routes.clone());
+        let Few { route, up, normed_up, down } = if args.tokens == 1 { &self.one } else { &self.few };
+        let params = moe_route::Params { tokens, stride: logits.stride, scale, shared_weight: shared_scale };
+        route.record(recording, params, logits.view.clone(), args.bias.clone(), scratch.routes.clone());
 
         let inner = Activations::rows(scratch.inner.clone(), width);
         let each = pairs as f32 / experts as f32;
-        let [up, down] = &self.gemv;
-        if each < self.crossover.gemm_from {
-            up.record_up(recording, args.gate_up, scratch.routes.clone(), x, &inner, tokens);
-            down.record_down(recording, args.down, scratch.routes.clone(), &inner, x, y, tokens, accumulate);
+        if args.norm.is_some() {
+            let plain = args.tokens == 1 && experts == self.spec.route.experts;
+            assert!(plain, "a MoE layer takes a norm for one token and experts with weights: {:?}", self.spec);
+        }
+        if each < self.crossover.gemm_from || args.tokens == 1 {
+            let up = if args.norm.is_some() { normed_up } else { up };
+            up.record_up(recording, args.gate_up, scratch.routes.clone(), (x, args.norm), &inner, tokens);
+            let identity = (experts < self.spec.route.experts).then_some(x);
+            let accumulate = accumulate || (shared > 0 && args.tokens > 1);
+            down.record_down(recording, args.down, scratch.routes.clone(), &inner, identity, y, tokens, accumulate);
             return;
         }
         let Tiled { sort, gemm: [up, down] } = &self.tiled[usize::from(each >= self.crossover.wide_from)];

@@ -27,6 +27,8 @@ params! {
         pub stride: u32,
         /// Factor of the weights (`routed_scaling_factor`).
         pub scale: f32,
+        /// Weight of each shared expert.
+        pub shared_weight: f32,
     }
 }
 
@@ -78,6 +80,15 @@ pub struct Spec {
     pub groups: Option<Groups>,
     /// The weights are divided by their sum + 1e-20 (`norm_topk_prob`).
     pub renormalise: bool,
+    /// Shared experts that follow those of a row, numbered from `experts` on; 0 where they are computed apart.
+    pub shared: u32,
+}
+
+impl Spec {
+    /// Experts of a row of routes: at most 16.
+    pub fn slots(&self) -> u32 {
+        self.top_k + self.shared
+    }
 }
 
 /// One expert of a token: an element of `routes`.
@@ -113,7 +124,7 @@ impl Kernel for MoeRoute {
     type Tuning = Tuning;
 
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
-        let workgroup = spec.experts.next_multiple_of(32).min(caps.invocations).min(256);
+        let workgroup = spec.experts.max(spec.slots()).next_multiple_of(32).min(caps.invocations).min(256);
         let mut variants = vec![Variant { name: "portable", tuning: Tuning { workgroup, subgroups: false } }];
         if caps.subgroups.is_some() {
             variants.push(Variant { name: "subgroup", tuning: Tuning { workgroup, subgroups: true } });
@@ -131,7 +142,7 @@ impl Kernel for MoeRoute {
         let Spec { experts, top_k, .. } = *spec;
         let none = Groups { count: 1, kept: 1, best: 1, masked: Masked::Last };
         let groups = spec.groups.unwrap_or(none);
-        let sizes = (1..=1024).contains(&experts) && (1..=experts.min(16)).contains(&top_k);
+        let sizes = (1..=1024).contains(&experts) && (1..=experts.min(16)).contains(&top_k) && spec.slots() <= 16;
         assert!(sizes, "moe_route: 1 to 1024 experts, of which 1 to 16 are chosen: {spec:?}");
         let even = groups.count > 0 && experts.is_multiple_of(groups.count) && (1..=groups.count).contains(&groups.kept);
         let best = (1..=2.min(experts / groups.count.max(1))).contains(&groups.best);
@@ -147,7 +158,8 @@ impl Kernel for MoeRoute {
             .u32("GROUP_BEST", groups.best)
             .bool("ZERO_CHOICE", groups.masked != Masked::Last)
             .bool("ZERO_SCORE", groups.masked == Masked::ZeroScore)
-            .bool("RENORMALISE", spec.renormalise);
+            .bool("RENORMALISE", spec.renormalise)
+            .u32("SHARED", spec.shared);
         let shader = match tuning.subgroups {
             true => shader.module(wgsl!("lib/reduce_subgroup")).subgroups().build(),
             false => shader.module(wgsl!("lib/reduce_shared")).build(),
@@ -198,14 +210,17 @@ impl Kernel for MoeRoute {
             case("DeepSeek-V2", v2, 16.0, 9, Broken),
             case("DeepSeek-V3", v3, 2.5, 9, Broken),
             case("LongCat-Flash", longcat, 6.0, 9, Broken),
+            case("DeepSeek-V2-Lite with its shared experts", Spec { shared: 2, ..v2_lite }, 1.0, 3, Apart),
+            case("DeepSeek-V3 with its shared expert", Spec { shared: 1, ..v3 }, 2.5, 9, Broken),
+            case("one expert and fifteen shared", Spec { shared: 15, ..softmax(1, 1) }, 1.0, 2, Apart),
         ]
     }
 }
 
 impl MoeRoute {
     /// Chooses and weighs the experts of each token. `logits`: `[tokens, stride]` f32; `bias`: `[experts]`
-    /// f32, exactly where the spec has one; `routes`: `[tokens, top_k]` [`Route`], written, the greatest
-    /// choice first.
+    /// f32, exactly where the spec has one; `routes`: `[tokens, slots]` [`Route`], written, the greatest
+    /// choice first, the shared experts last.
     ///
     /// # Panics
     /// When the stride is less than a row, or the bias does not fit the spec.
@@ -217,8 +232,8 @@ impl MoeRoute {
             let (logits, bias) = (host.get::<f32>("logits"), host.get::<f32>("bias"));
             for token in 0..params.tokens as usize {
                 let row = &logits[token * params.stride as usize..][..spec.experts as usize];
-                let routes = route(&spec, params.scale, row, &bias);
-                host.set("routes", token * spec.top_k as usize, &routes);
+                let routes = route(&spec, &params, row, &bias);
+                host.set("routes", token * spec.slots() as usize, &routes);
             }
         };
         let bindings = vec![("bias", bias.unwrap_or_else(|| logits.clone())), ("logits", logits), ("routes", routes)];
@@ -245,7 +260,13 @@ fn scored(spec: &Spec, logits: &[f32], bias: &[f32]) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// The twin of one row.
-fn route(spec: &Spec, scale: f32, logits: &[f32], bias: &[f32]) -> Vec<Route> {
+fn route(spec: &Spec, params: &Params, logits: &[f32], bias: &[f32]) -> Vec<Route> {
+    let shared = (0..spec.shared).map(|i| Route { expert: spec.experts + i, weight: params.shared_weight });
+    chosen(spec, params.scale, logits, bias).into_iter().chain(shared).collect()
+}
+
+/// The experts that a row's token goes to by its logits.
+fn chosen(spec: &Spec, scale: f32, logits: &[f32], bias: &[f32]) -> Vec<Route> {
     let biases = if spec.bias { &bias[..logits.len()] } else { &[] };
     if logits.iter().chain(biases).any(|x| !x.is_finite()) {
         return (0..spec.top_k).map(|expert| Route { expert, weight: f32::NAN }).collect();
@@ -258,11 +279,11 @@ fn route(spec: &Spec, scale: f32, logits: &[f32], bias: &[f32]) -> Vec<Route> {
 }
 
 fn softmax(experts: u32, top_k: u32) -> Spec {
-    Spec { experts, top_k, scoring: Scoring::Softmax, bias: false, groups: None, renormalise: false }
+    Spec { experts, top_k, scoring: Scoring::Softmax, bias: false, groups: None, renormalise: false, shared: 0 }
 }
 
 fn sigmoid(experts: u32, top_k: u32) -> Spec {
-    Spec { experts, top_k, scoring: Scoring::Sigmoid, bias: true, groups: None, renormalise: true }
+    Spec { experts, top_k, scoring: Scoring::Sigmoid, bias: true, groups: None, renormalise: true, shared: 0 }
 }
 
 fn grouped(count: u32, kept: u32, best: u32, masked: Masked) -> Option<Groups> {
@@ -293,7 +314,7 @@ impl Shape {
     fn case(self) -> Case<MoeRoute> {
         let Shape { model, spec, tokens, draw, .. } = self;
         let name = format!("{model}, {draw:?}: {tokens} tokens, {} of {} experts", spec.top_k, spec.experts);
-        let (experts, routes) = ((tokens as u32 * spec.experts) as f64, (tokens as u32 * spec.top_k) as f64);
+        let (experts, routes) = ((tokens as u32 * spec.experts) as f64, (tokens as u32 * spec.slots()) as f64);
         let flops = experts * (10.0 + f64::from(spec.experts));
         Case::new(name, spec, flops, move || self.job()).moving(4.0 * experts + 8.0 * routes)
     }
@@ -314,9 +335,9 @@ impl Shape {
         let tensors = vec![
             Tensor::input("logits", Data::F32(strided(&logits, experts, stride))),
             Tensor::input("bias", Data::F32(bias.clone())),
-            Tensor::checked("routes", Data::poison(2 * tokens * spec.top_k as usize), checks),
+            Tensor::checked("routes", Data::poison(2 * tokens * spec.slots() as usize), checks),
         ];
-        let params = Params { tokens: tokens as u32, stride: stride as u32, scale };
+        let params = Params { tokens: tokens as u32, stride: stride as u32, scale, shared_weight: 0.7 };
         let job = Job::new(tensors, move |kernel: &MoeRoute, t, recording| {
             let bias = spec.bias.then(|| t.get("bias"));
             kernel.record(recording, params, t.get("logits"), bias, t.get("routes"));
@@ -326,7 +347,7 @@ impl Shape {
         }
         // NaN equals nothing: of a broken row only the experts are compared.
         job.expecting(move |_| {
-            let routes = logits.chunks(experts).flat_map(|row| route(&spec, scale, row, &bias));
+            let routes = logits.chunks(experts).flat_map(|row| route(&spec, &params, row, &bias));
             let row = |r: Route| match r.weight.is_nan() {
                 true => vec![f64::from(f32::from_bits(r.expert))],
                 false => vec![f64::from(f32::from_bits(r.expert)), f64::from(r.weight)],

@@ -121,6 +121,26 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Some of its rows, on the same memory; they start where a binding may, at a multiple of 256 bytes of a
+    /// chunk.
+    ///
+    /// # Panics
+    /// When the rows are not all there, or do not start so.
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Weights {
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let row = self.format.row_bytes(self.columns);
+        let cut = |chunk: &WeightChunk| {
+            let (from, to) = (rows.start.max(chunk.first_row), rows.end.min(chunk.first_row + chunk.rows));
+            let offset = ((from.max(chunk.first_row) - chunk.first_row) * row) as u64;
+            (from < to).then(|| {
+                assert!(offset.is_multiple_of(256), "rows from {} on start at {offset} bytes of a chunk", rows.start);
+                let view = chunk.view.part(offset, ((to - from) * row) as u64);
+                WeightChunk { first_row: from - rows.start, rows: to - from, view }
+            })
+        };
+        Weights { rows: rows.len(), chunks: self.chunks.iter().filter_map(cut).collect(), ..self.clone() }
+    }
+
     /// Uploads what [`pack`] gives. Chunks end at multiples of `group` rows.
     ///
     /// # Errors

@@ -2,11 +2,11 @@
 //! that cache (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 
 use super::config::{Growth, Mla};
-use super::forward::{Decode, Limits, Step, rows};
+use super::forward::{Decode, Input, Limits, Step, rows};
 use super::load::{AttentionWeights, Model};
 use crate::Result;
 use crate::gpu::{Device, Recording, View};
-use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
+use crate::kernels::linear::{Activations, Epilogue, Linear, Norm, Product};
 use crate::kernels::mla_absorb::{self, MlaAbsorb};
 use crate::kernels::mla_append::{self, MlaAppend};
 use crate::kernels::mla_combine::{self, MlaCombine, Output};
@@ -82,7 +82,7 @@ impl Attention {
         Ok(Attention {
             page: limits.page,
             decode: limits.decode,
-            norm: RmsNorm::chosen(&rms_norm::Spec { branch: false }, caps),
+            norm: RmsNorm::chosen(&rms_norm::Spec, caps),
             append: MlaAppend::chosen(
                 &mla_append::Spec { latent, rope, page: limits.page, format: limits.format, layout },
                 caps,
@@ -112,7 +112,8 @@ impl Attention {
         self.mla_decode.tuned().rows
     }
 
-    /// `branch = attention(normed)`, with the new records written to the cache.
+    /// `hidden += residual_scale * attention(x)`, with the new records written to the cache.
+    #[allow(clippy::too_many_arguments, reason = "what a step is, what is read, what is written")]
     pub fn record(
         &self,
         recording: &mut Recording,
@@ -120,11 +121,12 @@ impl Attention {
         weights: &AttentionWeights,
         step: &Step,
         cache: &[CacheChunk],
-        (normed, branch): (&Activations, &Activations),
+        x: &Input,
+        (hidden, residual_scale): (&Activations, f32),
     ) {
         let (mla, tokens) = (&self.mla, step.tokens);
         let input = Activations { stride: (weights.input.rows as u32).next_multiple_of(4), ..self.input.clone() };
-        linear.record(recording, Epilogue::Store, &Product { weights: &weights.input, x: normed, y: &input, tokens });
+        linear.record(recording, Epilogue::Store, &x.product(&weights.input, &input, tokens));
         let append = mla_append::Args {
             batch: step.batch.clone(),
             rows: step.rows.clone(),
@@ -141,6 +143,12 @@ impl Attention {
         };
         self.append.record(recording, &append);
         let queries = match (&weights.query, &self.compressed, &self.queries) {
+            (Some((weight, q_b)), Some(_), Some(queries)) if linear.folds_norm(tokens) => {
+                let norm = Norm { weight: weight.clone(), eps: mla.eps };
+                let product = Product { norm: Some(&norm), ..Product::new(q_b, &input, queries, tokens) };
+                linear.record(recording, Epilogue::Store, &product);
+                queries
+            }
             (Some((norm, q_b)), Some(compressed), Some(queries)) => {
                 let params = rms_norm::Params {
                     rows: tokens,
@@ -149,20 +157,18 @@ impl Attention {
                     x_offset: 0,
                     y_stride: compressed.stride,
                     y_offset: 0,
-                    branch_stride: 0,
                     eps: mla.eps,
-                    scale: 0.0,
                 };
                 let (x, y) = (input.view.clone(), compressed.view.clone());
-                self.norm.record(recording, params, x, None, norm.clone(), y);
-                linear.record(recording, Epilogue::Store, &Product { weights: q_b, x: compressed, y: queries, tokens });
+                self.norm.record(recording, params, x, norm.clone(), y);
+                linear.record(recording, Epilogue::Store, &Product::new(q_b, compressed, queries, tokens));
                 queries
             }
             _ => &input,
         };
         self.attend(recording, weights, step, cache, queries);
-        let product = Product { weights: &weights.output, x: &self.heads_out, y: branch, tokens };
-        linear.record(recording, Epilogue::Store, &product);
+        let product = Product::new(&weights.output, &self.heads_out, hidden, tokens);
+        linear.record(recording, Epilogue::Add, &Product { scale: residual_scale, ..product });
     }
 
     /// Values of each head, from the queries and the cache.

@@ -14,6 +14,7 @@ use super::read;
 use super::rope::Rope;
 use super::tensors::{ExpertLayout, Tensors};
 use crate::kernels::moe_route::{self, Groups, Scoring};
+use crate::kernels::weights::WeightFormat;
 use crate::{Error, Result};
 
 /// All that the forward pass needs to know of a model.
@@ -163,7 +164,20 @@ impl Moe {
             bias: self.bias != Bias::None,
             groups: self.groups,
             renormalise: self.renormalise,
+            shared: 0,
         }
+    }
+
+    /// Shared experts that can stand behind the routed ones, as experts more: they are as wide, all experts
+    /// have weights, and no row of routes gets too long. `hidden` is the width of a token.
+    pub fn appended(&self, hidden: u32) -> u32 {
+        let count = self.shared_width / self.width.max(1);
+        let whole = self.shared_width.is_multiple_of(self.width.max(1)) && self.width.is_multiple_of(4);
+        // Parts of a binding start at multiples of 256 bytes, also where a number takes only two.
+        let row = |columns: u32| WeightFormat::F16.row_bytes(columns as usize);
+        let experts = [2 * self.width as usize * row(hidden), hidden as usize * row(self.width)];
+        let aligned = experts.iter().all(|bytes| bytes.is_multiple_of(256));
+        if whole && aligned && self.identity == 0 && self.top_k + count <= 16 { count } else { 0 }
     }
 }
 

@@ -6,12 +6,12 @@ use std::ops::Range;
 use super::attention::Attention;
 use super::config::{Config, Mlp};
 use super::load::{MlpWeights, Model};
-use super::mlp::MlpKernels;
+use super::mlp::{MlpKernels, Target};
 use crate::Result;
 use crate::gpu::{Device, Recording, View};
 use crate::kernels::add::{self, Add};
 use crate::kernels::embed::{self, Embed};
-use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
+use crate::kernels::linear::{Activations, Epilogue, Linear, Norm, Product};
 use crate::kernels::plan::Plan;
 use crate::kernels::rms_norm::{self, RmsNorm};
 use crate::kernels::weights::{WeightFormat, Weights};
@@ -63,7 +63,7 @@ pub struct Step<'a> {
     pub block_table: View,
     /// The plan's splits.
     pub splits: View,
-    /// `[logits]` u32, the rows of the step that get logits.
+    /// `[logits]` u32, the rows of the step that get logits, each once and in order.
     pub picked: View,
     /// The splits of the contexts.
     pub plan: &'a Plan,
@@ -77,19 +77,30 @@ pub struct Step<'a> {
     pub cache: &'a [&'a [CacheChunk]],
 }
 
+/// Rows that products read, and a norm that they go through first: see [`Linear::folds_norm`].
+pub(super) struct Input<'a> {
+    pub rows: &'a Activations,
+    pub norm: Option<Norm>,
+}
+
+impl Input<'_> {
+    /// `y = W x` of them.
+    pub fn product<'a>(&'a self, weights: &'a Weights, y: &'a Activations, tokens: u32) -> Product<'a> {
+        Product { norm: self.norm.as_ref(), ..Product::new(weights, self.rows, y, tokens) }
+    }
+}
+
 /// The kernels and the memory between them, for one model on one device.
 pub struct Forward {
     embed: Embed,
     pick: Embed,
     norm: RmsNorm,
-    add_norm: RmsNorm,
     add: Add,
     linear: Linear,
     attention: Attention,
     mlp: MlpKernels,
     hidden: Activations,
     normed: Activations,
-    branch: Activations,
     /// What a shortcut gives, until the end of its layer.
     shortcut: Option<Activations>,
     picked: Activations,
@@ -115,15 +126,13 @@ impl Forward {
         Ok(Forward {
             embed: Embed::chosen(&embed::Spec { format: model.embedding.format }, caps),
             pick: Embed::chosen(&embed::Spec { format: WeightFormat::F32 }, caps),
-            norm: RmsNorm::chosen(&rms_norm::Spec { branch: false }, caps),
-            add_norm: RmsNorm::chosen(&rms_norm::Spec { branch: true }, caps),
+            norm: RmsNorm::chosen(&rms_norm::Spec, caps),
             add: Add::chosen(&add::Spec, caps),
             linear: Linear::new(device.caps()),
             attention: Attention::new(device, model, limits)?,
             mlp: MlpKernels::new(device, model, limits)?,
             hidden: hidden("hidden states")?,
             normed: hidden("normalised hidden states")?,
-            branch: hidden("what a block adds")?,
             shortcut: shortcut.then(|| hidden("what a shortcut adds")).transpose()?,
             picked: rows(device, limits.logits, config.hidden, "rows for the head")?,
             logits: rows(device, limits.logits, config.vocab, "logits")?,
@@ -140,9 +149,9 @@ impl Forward {
         &self.hidden
     }
 
-    /// The normalised hidden states, `[tokens, hidden]`, that the last recorded part reads: behind the head,
-    /// those of the final norm.
-    pub fn normed(&self) -> &Activations {
+    /// Records the final norm of all hidden states, and says where it leaves them: `[tokens, hidden]`.
+    pub fn final_norm(&self, recording: &mut Recording, model: &Model, tokens: u32) -> &Activations {
+        self.normalise(recording, &model.config, tokens, &self.hidden, &model.norm);
         &self.normed
     }
 
@@ -172,80 +181,97 @@ impl Forward {
     /// Some layers: hidden states in, hidden states out.
     pub fn layers(&self, recording: &mut Recording, model: &Model, step: &Step, range: Range<usize>) {
         let config = &model.config;
+        let scale = config.residual_scale;
         let mut attention: usize = config.layers[..range.start].iter().map(|layer| layer.mlps.len()).sum();
-        // What the last block gave and the next norm adds.
-        let mut pending = false;
         for index in range {
             let (layer, weights) = (&config.layers[index], &model.layers[index]);
             for (block, (mlp, weights)) in layer.mlps.iter().zip(&weights.blocks).enumerate() {
                 let part = if layer.mlps.len() > 1 { format!(".{block}") } else { String::new() };
                 recording.stage(&format!("layers.{index}{part}.attention"));
-                self.normalise(recording, config, step.tokens, pending, &weights.attention_norm);
-                let io = (&self.normed, &self.branch);
-                self.attention.record(recording, &self.linear, &weights.attention, step, step.cache[attention], io);
+                let x = self.input(recording, config, step.tokens, &weights.attention_norm, true);
+                let (kernels, cache) = (&self.attention, step.cache[attention]);
+                kernels.record(recording, &self.linear, &weights.attention, step, cache, &x, (&self.hidden, scale));
                 attention += 1;
 
                 recording.stage(&format!("layers.{index}{part}.mlp"));
-                self.normalise(recording, config, step.tokens, true, &weights.mlp_norm);
                 let shortcut = layer.shortcut.as_ref().zip(model.layers[index].shortcut.as_ref());
-                if let (0, Some(shortcut), Some(y)) = (block, shortcut, &self.shortcut) {
-                    self.mlp.moe(recording, &self.linear, shortcut, (&self.normed, y), step.tokens);
+                let shortcut = shortcut.zip(self.shortcut.as_ref()).filter(|_| block == 0);
+                let folds = match (mlp, &weights.mlp) {
+                    (Mlp::Moe(moe), MlpWeights::Moe(weights)) => MlpKernels::folds_norm(moe, weights),
+                    _ => true,
+                };
+                let folds = folds && shortcut.is_none_or(|((moe, weights), _)| MlpKernels::folds_norm(moe, weights));
+                let x = self.input(recording, config, step.tokens, &weights.mlp_norm, folds);
+                if let Some((shortcut, y)) = shortcut {
+                    self.mlp.moe(recording, &self.linear, shortcut, (&x, Target::Write(y)), step.tokens);
                 }
+                let io = (&x, Target::Add(&self.hidden, scale));
                 match (mlp, &weights.mlp) {
                     (Mlp::Dense { width }, MlpWeights::Dense(weights)) => {
-                        let io = (&self.normed, &self.branch);
                         self.mlp.dense(recording, &self.linear, (*width, weights), io, step.tokens);
                     }
                     (Mlp::Moe(moe), MlpWeights::Moe(weights)) => {
-                        let io = (&self.normed, &self.branch);
                         self.mlp.moe(recording, &self.linear, (moe, weights), io, step.tokens);
                     }
                     _ => unreachable!("weights are loaded as the configuration says"),
                 }
-                pending = true;
             }
             if let (Some(_), Some(shortcut)) = (&layer.shortcut, &self.shortcut) {
                 self.add(recording, step.tokens, shortcut, 1.0);
             }
-        }
-        if pending {
-            self.add(recording, step.tokens, &self.branch, config.residual_scale);
         }
     }
 
     /// Logits of the picked rows.
     pub fn head(&self, recording: &mut Recording, model: &Model, step: &Step) {
         let config = &model.config;
-        self.normalise(recording, config, step.tokens, false, &model.norm);
-        let sizes = embed::Sizes {
-            tokens: step.logits,
-            length: config.hidden,
-            table_stride: self.normed.stride,
-            y_stride: self.picked.stride,
-            scale: config.logits_scale,
+        // As many rows as there are tokens are all of them, in order.
+        let picked = if step.logits == step.tokens {
+            &self.hidden
+        } else {
+            let sizes = embed::Sizes {
+                tokens: step.logits,
+                length: config.hidden,
+                table_stride: self.hidden.stride,
+                y_stride: self.picked.stride,
+                scale: 1.0,
+            };
+            let table = [(step.tokens, self.hidden.view.clone())];
+            self.pick.record(recording, sizes, step.picked.clone(), &table, self.picked.view.clone());
+            &self.picked
         };
-        let table = [(step.tokens, self.normed.view.clone())];
-        self.pick.record(recording, sizes, step.picked.clone(), &table, self.picked.view.clone());
-        let product = Product { weights: &model.head, x: &self.picked, y: &self.logits, tokens: step.logits };
-        self.linear.record(recording, Epilogue::Store, &product);
+        let norm = Norm { weight: model.head_norm.clone(), eps: config.eps };
+        let x = if self.linear.folds_norm(step.logits) {
+            Input { rows: picked, norm: Some(norm) }
+        } else {
+            self.normalise(recording, config, step.logits, picked, &model.head_norm);
+            Input { rows: &self.normed, norm: None }
+        };
+        self.linear.record(recording, Epilogue::Store, &x.product(&model.head, &self.logits, step.logits));
     }
 
-    /// `normed = norm(hidden)`, where a branch is pending after `hidden += residual_scale * branch`.
-    fn normalise(&self, recording: &mut Recording, config: &Config, tokens: u32, pending: bool, weight: &View) {
+    /// What a block reads: the hidden states with a norm that its products fold in, where they do and
+    /// `folds` lets them, else normalised.
+    fn input(&self, recording: &mut Recording, config: &Config, tokens: u32, weight: &View, folds: bool) -> Input<'_> {
+        if folds && self.linear.folds_norm(tokens) {
+            return Input { rows: &self.hidden, norm: Some(Norm { weight: weight.clone(), eps: config.eps }) };
+        }
+        self.normalise(recording, config, tokens, &self.hidden, weight);
+        Input { rows: &self.normed, norm: None }
+    }
+
+    /// `normed = norm(x)`.
+    fn normalise(&self, recording: &mut Recording, config: &Config, rows: u32, x: &Activations, weight: &View) {
         let params = rms_norm::Params {
-            rows: tokens,
+            rows,
             length: config.hidden,
-            x_stride: self.hidden.stride,
+            x_stride: x.stride,
             x_offset: 0,
             y_stride: self.normed.stride,
             y_offset: 0,
-            branch_stride: if pending { self.branch.stride } else { 0 },
             eps: config.eps,
-            scale: if pending { config.residual_scale } else { 0.0 },
         };
-        let norm = if pending { &self.add_norm } else { &self.norm };
-        let branch = pending.then(|| self.branch.view.clone());
-        norm.record(recording, params, self.hidden.view.clone(), branch, weight.clone(), self.normed.view.clone());
+        self.norm.record(recording, params, x.view.clone(), weight.clone(), self.normed.view.clone());
     }
 
     /// `hidden += scale * y`. Rows are padded to 4, which may hold anything: so may the sum's padding.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::config::{Config, Mla};
+use super::config::{Config, Layer, Mla, Mlp, Moe};
 use super::pack::{Matrix, Row};
 use super::tensors::{
     AttentionTensors, BlockTensors, Expected, ExpertTensors, GatedTensors, MlpTensors, MoeTensors, QueryTensors,
@@ -23,8 +23,10 @@ pub struct Model {
     pub embedding: Weights,
     /// As [`Config::layers`].
     pub layers: Vec<LayerWeights>,
-    /// `[hidden]` f32.
+    /// `[hidden]` f32, behind the last layer.
     pub norm: View,
+    /// The same times the factor of the logits, before the head.
+    pub head_norm: View,
     /// `[vocab, hidden]`; the embedding's own chunks where both are tied.
     pub head: Weights,
     /// What stood in the checkpoint and was not needed.
@@ -86,7 +88,8 @@ pub struct GatedWeights {
     /// `[experts * 2 * width, hidden]`: row 2 i is row i of gate, row 2 i + 1 is row i of up. Cut between
     /// experts.
     pub gate_up: Weights,
-    /// `[experts * hidden, width]`, cut between experts.
+    /// `[experts * hidden, width]`, cut between experts. One MLP that is as wide as several experts may have its
+    /// columns in pieces of an expert's width, one under the other.
     pub down: Weights,
 }
 
@@ -96,9 +99,11 @@ pub struct MoeWeights {
     pub router: Weights,
     /// `[experts + identity]` f32; zeros where the checkpoint may leave it out and does.
     pub bias: Option<View>,
-    /// The routed experts.
+    /// The routed experts, and behind them `appended` shared ones.
     pub experts: GatedWeights,
-    /// The shared experts, as one.
+    /// How many of the experts are shared ones: see [`Moe::appended`].
+    pub appended: u32,
+    /// The shared experts, as one MLP: parts of `experts` where they stand there.
     pub shared: Option<GatedWeights>,
     /// `[hidden]` f32, behind the sum of both.
     pub norm: Option<View>,
@@ -133,19 +138,29 @@ impl Model {
         let mut load = Load { device, checkpoint, progress: &mut progress, done: 0, total, bytes: 0 };
         (load.progress)(0, total);
         let embedding = load.plain(&tensors.embedding)?;
-        let layer = |layer: &super::tensors::LayerTensors, load: &mut Load| {
-            let blocks = layer.blocks.iter().map(|block| load.block(block, &config.mla)).collect::<Result<_>>()?;
-            let shortcut = layer.shortcut.as_ref().map(|moe| load.moe(moe)).transpose()?;
+        let layer = |layer: &super::tensors::LayerTensors, of: &Layer, load: &mut Load| {
+            let blocks = layer.blocks.iter().zip(&of.mlps);
+            let blocks = blocks.map(|(block, mlp)| load.block(block, &config.mla, mlp)).collect::<Result<_>>()?;
+            let shortcut = layer.shortcut.as_ref().zip(of.shortcut.as_ref());
+            let shortcut = shortcut.map(|(tensors, moe)| load.moe(tensors, moe)).transpose()?;
             Ok(LayerWeights { blocks, shortcut })
         };
-        let layers = tensors.layers.iter().map(|tensors| layer(tensors, &mut load)).collect::<Result<_>>()?;
+        let layers = tensors.layers.iter().zip(&config.layers);
+        let layers = layers.map(|(tensors, of)| layer(tensors, of, &mut load)).collect::<Result<_>>()?;
         let norm = load.vector(&tensors.norm)?;
+        let head_norm = match config.logits_scale {
+            1.0 => norm.clone(),
+            scale => {
+                let scaled: Vec<f32> = load.values(&tensors.norm)?.iter().map(|value| scale * value).collect();
+                device.upload(&scaled, "norm of the head")?.view()
+            }
+        };
         let head = match &tensors.head {
             Some(head) => load.plain(head)?,
             None => embedding.clone(),
         };
         let bytes = load.bytes;
-        Ok(Model { config, embedding, layers, norm, head, skipped, bytes })
+        Ok(Model { config, embedding, layers, norm, head_norm, head, skipped, bytes })
     }
 }
 
@@ -206,8 +221,8 @@ impl<'a> Load<'a> {
         Ok(weights)
     }
 
-    /// A vector as f32; zeros where it is missing and may be.
-    fn vector(&mut self, expected: &Expected) -> Result<View> {
+    /// A vector's values; zeros where it is missing and may be.
+    fn values(&self, expected: &Expected) -> Result<Vec<f32>> {
         let found = self.checkpoint.get(&expected.name);
         let values: Vec<f32> = match found {
             Some(found) => Row { dtype: found.dtype, bytes: found.bytes }.values().collect(),
@@ -218,22 +233,29 @@ impl<'a> Load<'a> {
             let found = format!("{} at {at}", values[at]);
             return Err(Error::Invalid { file, what, expected: "finite numbers".into(), found });
         }
+        Ok(values)
+    }
+
+    /// A vector as f32.
+    fn vector(&mut self, expected: &Expected) -> Result<View> {
+        let values = self.values(expected)?;
         self.bytes += size_of_val(&values[..]) as u64;
         let view = self.device.upload(&values, &expected.name)?.view();
-        if found.is_some() {
+        if self.checkpoint.get(&expected.name).is_some() {
             self.done(&[expected]);
         }
         Ok(view)
     }
 
-    fn block(&mut self, block: &BlockTensors, mla: &Mla) -> Result<BlockWeights> {
+    fn block(&mut self, block: &BlockTensors, mla: &Mla, mlp: &Mlp) -> Result<BlockWeights> {
         Ok(BlockWeights {
             attention_norm: self.vector(&block.attention_norm)?,
             attention: self.attention(&block.attention, mla)?,
             mlp_norm: self.vector(&block.mlp_norm)?,
-            mlp: match &block.mlp {
-                MlpTensors::Dense(gated) => MlpWeights::Dense(self.gated(std::slice::from_ref(gated))?),
-                MlpTensors::Moe(moe) => MlpWeights::Moe(Box::new(self.moe(moe)?)),
+            mlp: match (&block.mlp, mlp) {
+                (MlpTensors::Dense(gated), _) => MlpWeights::Dense(self.gated(std::slice::from_ref(gated), None)?),
+                (MlpTensors::Moe(tensors), Mlp::Moe(moe)) => MlpWeights::Moe(Box::new(self.moe(tensors, moe)?)),
+                _ => unreachable!("the table of tensors follows from the configuration"),
             },
         })
     }
@@ -271,39 +293,73 @@ impl<'a> Load<'a> {
         Ok(AttentionWeights { input, kv_offset: kv_offset as u32, query, kv_norm, kv_b, heads, output })
     }
 
-    /// Experts one after the other, or one MLP.
-    fn gated(&mut self, experts: &[GatedTensors]) -> Result<GatedWeights> {
+    /// Experts one after the other, or one MLP; behind them the shared experts, in pieces as wide as they are.
+    fn gated(&mut self, experts: &[GatedTensors], shared: Option<&GatedTensors>) -> Result<GatedWeights> {
         let [width, hidden] = experts[0].gate.shape[..] else { unreachable!("gate is a matrix") };
+        let count = experts.len();
         let of = |load: &Load<'a>, pick: fn(&GatedTensors) -> &Expected| -> Vec<_> {
-            experts.iter().map(|expert| rows(load.view(pick(expert)))).collect()
+            experts.iter().chain(shared).map(|expert| rows(load.view(pick(expert)))).collect()
         };
         let (gate, up) = (of(self, |expert| &expert.gate), of(self, |expert| &expert.up));
+        let pieces = shared.map_or(0, |shared| shared.gate.shape[0] / width);
         let row = move |i: usize| {
-            let (expert, i) = (i / (2 * width), i % (2 * width));
-            Some(if i.is_multiple_of(2) { gate[expert](i / 2) } else { up[expert](i / 2) })
+            // The shared experts' rows are those of one expert that is `pieces` times as wide.
+            let expert = (i / (2 * width)).min(count.min(gate.len() - 1));
+            let (gate_row, of) = ((i - expert * 2 * width) / 2, if i.is_multiple_of(2) { &gate } else { &up });
+            Some(of[expert](gate_row))
         };
-        let matrix = Matrix { rows: experts.len() * 2 * width, columns: hidden, row: Box::new(row) };
-        let gate_up = self.upload(&matrix, 2 * if experts.len() > 1 { width } else { 1 }, &experts[0].gate.name)?;
-        self.done(&experts.iter().flat_map(|expert| [&expert.gate, &expert.up]).collect::<Vec<_>>());
+        let all = count + pieces;
+        let matrix = Matrix { rows: all * 2 * width, columns: hidden, row: Box::new(row) };
+        let gate_up = self.upload(&matrix, 2 * if all > 1 { width } else { 1 }, &experts[0].gate.name)?;
+        let both = experts.iter().chain(shared).flat_map(|expert| [&expert.gate, &expert.up]);
+        self.done(&both.collect::<Vec<_>>());
         let down = of(self, |expert| &expert.down);
-        let row = move |i: usize| Some(down[i / hidden](i % hidden));
-        let matrix = Matrix { rows: experts.len() * hidden, columns: width, row: Box::new(row) };
-        let down = self.upload(&matrix, if experts.len() > 1 { hidden } else { 1 }, &experts[0].down.name)?;
-        self.done(&experts.iter().map(|expert| &expert.down).collect::<Vec<_>>());
+        let row = move |i: usize| {
+            let expert = i / hidden;
+            let row = down[expert.min(down.len() - 1)](i % hidden);
+            Some(if expert < count { row } else { row.columns((expert - count) * width, width) })
+        };
+        let matrix = Matrix { rows: all * hidden, columns: width, row: Box::new(row) };
+        let down = self.upload(&matrix, if all > 1 { hidden } else { 1 }, &experts[0].down.name)?;
+        self.done(&experts.iter().chain(shared).map(|expert| &expert.down).collect::<Vec<_>>());
         Ok(GatedWeights { gate_up, down })
     }
 
-    fn moe(&mut self, tensors: &MoeTensors) -> Result<MoeWeights> {
-        Ok(MoeWeights {
-            router: self.router(&tensors.router)?,
-            bias: tensors.bias.as_ref().map(|bias| self.vector(bias)).transpose()?,
-            experts: match &tensors.experts {
-                ExpertTensors::Each(experts) => self.gated(experts)?,
-                ExpertTensors::Fused { gate_up, down } => self.fused(gate_up, down)?,
-            },
-            shared: tensors.shared.as_ref().map(|shared| self.gated(std::slice::from_ref(shared))).transpose()?,
-            norm: tensors.norm.as_ref().map(|norm| self.vector(norm)).transpose()?,
-        })
+    fn moe(&mut self, tensors: &MoeTensors, moe: &Moe) -> Result<MoeWeights> {
+        let router = self.router(&tensors.router)?;
+        let bias = tensors.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
+        let hidden = tensors.router.shape[1];
+        let appended = tensors.shared.as_ref().filter(|shared| self.alike(shared, &tensors.experts));
+        let appended = appended.filter(|_| moe.appended(hidden as u32) > 0);
+        let experts = match &tensors.experts {
+            ExpertTensors::Each(experts) => self.gated(experts, appended)?,
+            ExpertTensors::Fused { gate_up, down } => self.fused(gate_up, down, appended)?,
+        };
+        let shared = match (&tensors.shared, appended) {
+            (None, _) => None,
+            (Some(shared), None) => Some(self.gated(std::slice::from_ref(shared), None)?),
+            (Some(_), Some(_)) => {
+                let routed = moe.experts as usize;
+                let (up, down) = (routed * 2 * moe.width as usize, routed * hidden);
+                let (up, down) = (up..experts.gate_up.rows, down..experts.down.rows);
+                Some(GatedWeights { gate_up: experts.gate_up.part(up), down: experts.down.part(down) })
+            }
+        };
+        let norm = tensors.norm.as_ref().map(|norm| self.vector(norm)).transpose()?;
+        let appended = if appended.is_some() { moe.appended(hidden as u32) } else { 0 };
+        Ok(MoeWeights { router, bias, experts, appended, shared, norm })
+    }
+
+    /// Whether shared experts are stored as the routed ones are: else one matrix of both would take the wider
+    /// format for all.
+    fn alike(&self, shared: &GatedTensors, experts: &ExpertTensors) -> bool {
+        let dtype = |tensor: &Expected| self.view(tensor).dtype;
+        let (gate, up, down) = match experts {
+            ExpertTensors::Each(experts) => (&experts[0].gate, &experts[0].up, &experts[0].down),
+            ExpertTensors::Fused { gate_up, down } => (gate_up, gate_up, down),
+        };
+        let pairs = [(&shared.gate, gate), (&shared.up, up), (&shared.down, down)];
+        pairs.iter().all(|(shared, routed)| dtype(shared) == dtype(routed))
     }
 
     /// Always f32: a score that is off by a bit sends a token elsewhere.
@@ -316,19 +372,32 @@ impl<'a> Load<'a> {
         Ok(weights)
     }
 
-    /// Experts that share two tensors: each expert's gate rows stand before its up rows.
-    fn fused(&mut self, gate_up: &Expected, down: &Expected) -> Result<GatedWeights> {
+    /// Experts that share two tensors: each expert's gate rows stand before its up rows. Behind them the shared
+    /// experts, as in [`Load::gated`].
+    fn fused(&mut self, gate_up: &Expected, down: &Expected, shared: Option<&GatedTensors>) -> Result<GatedWeights> {
         let [experts, double, hidden] = gate_up.shape[..] else { unreachable!("{} has three sides", gate_up.name) };
         let width = double / 2;
-        let all = rows(self.view(gate_up));
-        let row = move |i: usize| Some(all(i / double * double + i % 2 * width + i % double / 2));
-        let matrix = Matrix { rows: experts * double, columns: hidden, row: Box::new(row) };
+        let pieces = shared.map_or(0, |shared| shared.gate.shape[0] / width);
+        let of = |load: &Load<'a>, pick: fn(&GatedTensors) -> &Expected| shared.map(|s| rows(load.view(pick(s))));
+        let (all, gate, up) = (rows(self.view(gate_up)), of(self, |s| &s.gate), of(self, |s| &s.up));
+        let row = move |i: usize| match if i.is_multiple_of(2) { &gate } else { &up } {
+            Some(shared) if i >= experts * double => Some(shared((i - experts * double) / 2)),
+            _ => Some(all(i / double * double + i % 2 * width + i % double / 2)),
+        };
+        let matrix = Matrix { rows: (experts + pieces) * double, columns: hidden, row: Box::new(row) };
         let gate_up_weights = self.upload(&matrix, double, &gate_up.name)?;
-        self.done(&[gate_up]);
-        let all = rows(self.view(down));
-        let matrix = Matrix { rows: experts * hidden, columns: width, row: Box::new(move |i| Some(all(i))) };
+        let more = shared.map_or(vec![], |shared| vec![&shared.gate, &shared.up]);
+        self.done(&[&[gate_up], &more[..]].concat());
+        let (all, last) = (rows(self.view(down)), of(self, |s| &s.down));
+        let row = move |i: usize| match &last {
+            Some(shared) if i >= experts * hidden => {
+                Some(shared(i % hidden).columns((i / hidden - experts) * width, width))
+            }
+            _ => Some(all(i)),
+        };
+        let matrix = Matrix { rows: (experts + pieces) * hidden, columns: width, row: Box::new(row) };
         let down_weights = self.upload(&matrix, hidden, &down.name)?;
-        self.done(&[down]);
+        self.done(&[&[down], &shared.map_or(vec![], |shared| vec![&shared.down])[..]].concat());
         Ok(GatedWeights { gate_up: gate_up_weights, down: down_weights })
     }
 }

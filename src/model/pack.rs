@@ -65,6 +65,12 @@ impl Matrix<'_> {
 }
 
 impl Row<'_> {
+    /// Some of its columns.
+    pub(super) fn columns(self, from: usize, count: usize) -> Self {
+        let size = self.dtype.bytes().expect("the table of tensors was checked");
+        Row { bytes: &self.bytes[from * size..(from + count) * size], ..self }
+    }
+
     /// Its 16-bit patterns.
     fn halves(&self) -> impl Iterator<Item = u16> {
         bytemuck::cast_slice::<u8, [u8; 2]>(self.bytes).iter().map(|bytes| u16::from_le_bytes(*bytes))

@@ -41,6 +41,6 @@ fn gated(weights: &GatedWeights) -> u64 {
 }
 
 fn experts(moe: &Moe, weights: &MoeWeights) -> u64 {
-    let each = gated(&weights.experts) / u64::from(moe.experts.max(1));
+    let each = gated(&weights.experts) / u64::from((moe.experts + weights.appended).max(1));
     bytes(&weights.router) + u64::from(moe.top_k) * each + weights.shared.as_ref().map_or(0, gated)
 }

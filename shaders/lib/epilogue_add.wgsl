@@ -1,0 +1,7 @@
+// What becomes of a product's rows: each, times a factor, is added to what stands there before.
+
+const EPILOGUE_ROWS = 1u; // rows that make an output
+
+fn epilogue(rows: array<f32, EPILOGUE_ROWS>, before: f32) -> f32 {
+  return before + params.scale * rows[0];
+}
