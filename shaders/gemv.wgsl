@@ -1,10 +1,10 @@
 // y[token, row] = W[row] . x[token] for a few tokens, rows joined by the epilogue; one chunk of rows of W. With
 // NORM of x / sqrt(mean(x^2) + eps) * norm: the root is taken out of the sum, so that x is read but once.
-// Grid: x blocks of TOKENS tokens, y and z blocks of TEAMS * ROWS rows. Strides and offsets count f32.
+// Grid: x blocks of TOKENS tokens, y and z blocks of TEAMS / SPLIT * ROWS rows. Strides and offsets count f32.
 // lib: weights_* (WeightWord, WeightPart, weight_part, weight_values), epilogue_* (epilogue),
 // team_* (Invocation, team_of, team_leave, team_total).
 // Constants: WORKGROUP, TEAMS that work on ROWS rows each, UNROLL parts of a row that a lane has under
-// way, TOKENS that share a read of W; NORM (bind anything to `norm` where not).
+// way, SPLIT teams that share the columns of ROWS rows, TOKENS that share a read of W; NORM (bind anything to `norm` where not).
 
 struct Params {
   rows: u32,      // of the chunk
@@ -29,7 +29,7 @@ struct Params {
 const PART = 4u * WEIGHT_VECTORS;
 const PRODUCTS = ROWS * TOKENS;
 const OUTPUTS = PRODUCTS + select(0u, TOKENS, NORM); // sums of a lane: products, then squares of x
-const BLOCK_ROWS = TEAMS * ROWS;
+const BLOCK_ROWS = TEAMS / SPLIT * ROWS;
 const BLOCK_OUTPUTS = BLOCK_ROWS / EPILOGUE_ROWS; // of a token
 
 // Four elements of a row of x whose other elements belong to others.
@@ -71,6 +71,15 @@ fn multiply(sums: ptr<function, array<f32, OUTPUTS>>, parts: ptr<function, array
   }
 }
 
+// The sum of all teams that share some rows.
+fn total(group: u32, output: u32, lane: u32) -> f32 {
+  var sum = 0.0;
+  for (var i = 0u; i < SPLIT; i++) {
+    sum += team_total(group * SPLIT + i, output, lane);
+  }
+  return sum;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(at: Invocation) {
   let first_token = at.group.x * TOKENS;
@@ -80,6 +89,7 @@ fn main(at: Invocation) {
   }
   let row_parts = params.blocks * (WEIGHT_BLOCK / PART);
   let whole = params.columns / PART; // parts with nothing behind the row's end
+  let share = ((params.columns + PART - 1u) / PART + SPLIT - 1u) / SPLIT; // of a team, in parts
   let team = team_of(at);
 
   var x_starts: array<u32, TOKENS>;
@@ -90,15 +100,16 @@ fn main(at: Invocation) {
     let number = team.first + turn * team.step;
     var starts: array<u32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
-      starts[r] = min(first_row + number * ROWS + r, params.rows - 1u) * row_parts;
+      starts[r] = min(first_row + number / SPLIT * ROWS + r, params.rows - 1u) * row_parts;
     }
     var sums: array<f32, OUTPUTS>;
     for (var i = 0u; i < OUTPUTS; i++) {
       sums[i] = 0.0;
     }
     var parts: array<WeightPart, ROWS * UNROLL>;
-    var part = team.rank;
-    for (; part + (UNROLL - 1u) * team.width < whole; part += UNROLL * team.width) {
+    let end = min((number % SPLIT + 1u) * share, (params.columns + PART - 1u) / PART);
+    var part = number % SPLIT * share + team.rank;
+    for (; part + (UNROLL - 1u) * team.width < min(end, whole); part += UNROLL * team.width) {
       for (var k = 0u; k < UNROLL; k++) {
         for (var r = 0u; r < ROWS; r++) {
           parts[k * ROWS + r] = weight_part(starts[r] + part + k * team.width);
@@ -109,7 +120,7 @@ fn main(at: Invocation) {
       }
     }
     // The rest, and the part that is not all of the row.
-    for (; part * PART < params.columns; part += team.width) {
+    for (; part < end; part += team.width) {
       for (var r = 0u; r < ROWS; r++) {
         parts[r] = weight_part(starts[r] + part);
       }
@@ -126,10 +137,10 @@ fn main(at: Invocation) {
     if (first_row + row < params.rows && first_token + token < params.tokens) {
       var rows: array<f32, EPILOGUE_ROWS>;
       for (var e = 0u; e < EPILOGUE_ROWS; e++) {
-        rows[e] = team_total((row + e) / ROWS, (row + e) % ROWS * TOKENS + token, at.lane);
+        rows[e] = total((row + e) / ROWS, (row + e) % ROWS * TOKENS + token, at.lane);
       }
       if (NORM) {
-        let squares = team_total(row / ROWS, PRODUCTS + token, at.lane);
+        let squares = total(row / ROWS, PRODUCTS + token, at.lane);
         let factor = 1.0 / sqrt(squares / f32(params.columns) + params.eps);
         for (var e = 0u; e < EPILOGUE_ROWS; e++) {
           rows[e] *= factor;
