@@ -58,7 +58,7 @@ fn info_lists_each_adapter_and_the_path_of_each_kernel() {
 #[test]
 fn info_as_json_has_the_documented_keys() {
     let info = json(&run(&["info", "--json"]));
-    assert_eq!(keys(&info), ["adapters", "chosen", "kernels", "version"]);
+    assert_eq!(keys(&info), ["adapters", "chosen", "kernels", "steps", "version"]);
     assert_eq!(keys(&info["chosen"]), ["adapter", "backend", "index", "why"]);
     assert_eq!(
         keys(&info["adapters"][0]),
@@ -300,4 +300,22 @@ fn a_reader_that_leaves_early_is_no_error() {
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
     let output = child.wait_with_output().expect("lamina ends");
     assert_eq!((line.as_str(), output.status.code()), ("{\n", Some(0)), "{}", stderr(&output));
+}
+
+#[test]
+fn bench_as_json_has_the_documented_keys_and_is_refused_where_nothing_can_be_timed() {
+    let output =
+        lamina(&["bench", "ceilings", "--mib", "2", "--json"]).env("LAMINA_ADAPTER", "vulkan:llvmpipe").output();
+    let bench = json(&output.expect("lamina starts"));
+    assert_eq!(keys(&bench), ["ceilings", "device", "driver", "version"]);
+    let ceilings = ["bytes", "copy_gbs", "dispatch_us", "f16_tflops", "f32_tflops", "read_gbs", "round_trip_us"];
+    assert_eq!(keys(&bench["ceilings"]), ceilings);
+    assert!(bench["ceilings"]["read_gbs"].as_f64().expect("a number") > 0.01, "{bench}");
+    for what in [&["bench", "ceilings"][..], &["bench", "model", "--depth", "0"]] {
+        let output = lamina(what).env("LAMINA_ADAPTER", "cpu").output().expect("lamina starts");
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains("timestamps") && stderr(&output).contains("CPU twins"), "{}", stderr(&output));
+    }
+    let none = run(&["bench", "ceilings", "--mib", "1"]);
+    assert_eq!(none.status.code(), Some(2));
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{median, warm_up};
-use crate::gpu::{Buffer, Device, Grid, Recording, Shader, Source, View, grid_1d};
+use crate::gpu::{Buffer, Caps, Device, Grid, Recording, Shader, Source, View, grid_1d};
 use crate::{Error, Result, wgsl};
 
 /// The shaders that measure them, with whether they need f16.
@@ -76,10 +76,7 @@ fn hash(word: u32) -> u32 {
 /// [`Error::Usage`] for the `cpu` device and for one without timestamps; [`Error::OutOfMemory`];
 /// [`Error::Driver`] where a sum or a number is wrong.
 pub fn measure(device: &Device, bytes: u64) -> Result<Ceilings> {
-    if !device.caps().timestamps {
-        let (expected, found) = ("an adapter with timestamps".into(), device.caps().label());
-        return Err(Error::Usage { what: "the adapter of a benchmark".into(), expected, found });
-    }
+    refuse(device.caps())?;
     let memory = Memory::new(device, bytes)?;
     memory.check(device)?;
     let (read, copy) = (memory.read(), memory.copy());
@@ -94,6 +91,18 @@ pub fn measure(device: &Device, bytes: u64) -> Result<Ceilings> {
         dispatch_us: dispatches(device)?,
         round_trip_us: round_trip(device)?,
     })
+}
+
+/// Refuses a device whose work cannot be timed.
+///
+/// # Errors
+/// [`Error::Usage`] for the `cpu` device and for an adapter without timestamps.
+pub fn refuse(caps: &Caps) -> Result<()> {
+    if caps.timestamps {
+        return Ok(());
+    }
+    let (expected, found) = ("a GPU adapter with timestamps".into(), caps.label());
+    Err(Error::Usage { what: "the adapter of a benchmark".into(), expected, found })
 }
 
 /// The median time of a recording, seconds.

@@ -143,6 +143,7 @@ impl Size {
 impl ModelBench {
     fn run(&self, selector: &Selector) -> Result<()> {
         let work = Work { depths: self.depth.clone(), prompt: self.prompt, text: self.text, repeat: self.repeat };
+        ceilings::refuse(block_on(Device::open(selector, &UNCHECKED))?.caps())?;
         let found = self.model.find(false)?;
         let mut session = self.model.open_with(found, work.context() as usize, selector, &UNCHECKED)?;
         let device = session.engine.device().clone();
@@ -179,6 +180,13 @@ fn head(caps: &Caps) -> String {
     format!("lamina {}, {}, {}\n\n", env!("CARGO_PKG_VERSION"), caps.label(), caps.driver)
 }
 
+/// Three digits, or all before the point.
+fn digits(value: f64) -> String {
+    let after =
+        [(100.0, 0), (10.0, 1), (1.0, 2)].iter().find(|(least, _)| value >= *least).map_or(3, |(_, after)| *after);
+    format!("{value:.after$}")
+}
+
 /// Rows as a table of the terminal, or of Markdown.
 fn rows(header: &[&str], rows: &[Vec<String>], markdown: bool) -> String {
     if markdown {
@@ -197,11 +205,11 @@ fn rows(header: &[&str], rows: &[Vec<String>], markdown: bool) -> String {
 fn ceilings_table(ceilings: &Ceilings, markdown: bool) -> String {
     let row = |name: &str, value: String| vec![name.to_string(), value];
     let mut lines = vec![
-        row("read", format!("{:.0} GB/s", ceilings.read_gbs)),
-        row("copy, read and written together", format!("{:.0} GB/s", ceilings.copy_gbs)),
-        row("f32 multiply-adds", format!("{:.2} TFLOP/s", ceilings.f32_tflops)),
+        row("read", format!("{} GB/s", digits(ceilings.read_gbs))),
+        row("copy, read and written together", format!("{} GB/s", digits(ceilings.copy_gbs))),
+        row("f32 multiply-adds", format!("{} TFLOP/s", digits(ceilings.f32_tflops))),
     ];
-    lines.extend(ceilings.f16_tflops.map(|f16| row("f16 multiply-adds", format!("{f16:.2} TFLOP/s"))));
+    lines.extend(ceilings.f16_tflops.map(|f16| row("f16 multiply-adds", format!("{} TFLOP/s", digits(f16)))));
     lines.push(row("a dispatch that waits for the one before", format!("{:.1} us", ceilings.dispatch_us)));
     lines.push(row("from a submission to its result", format!("{:.0} us", ceilings.round_trip_us)));
     rows(&["ceiling", "measured"], &lines, markdown)
@@ -264,4 +272,22 @@ fn peak_host_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits() {
+        assert_eq!([2968.4, 63.38, 1.0, 0.0254].map(digits), ["2968", "63.4", "1.00", "0.025"]);
+    }
+
+    #[test]
+    fn a_table_is_markdown_where_that_is_asked_for() {
+        let lines = [vec!["read".to_string(), "3 GB/s".into()]];
+        let [plain, markdown] = [false, true].map(|markdown| rows(&["ceiling", "measured"], &lines, markdown));
+        assert_eq!(markdown, "| ceiling | measured |\n| --- | --- |\n| read | 3 GB/s |\n\n");
+        assert!(plain.contains("read") && !plain.contains('|'), "{plain}");
+    }
 }

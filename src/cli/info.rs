@@ -5,7 +5,8 @@ use serde::Serialize;
 use super::{drivers, print, table};
 use crate::Result;
 use crate::gpu::{self, Caps, DeviceType, Selector};
-use crate::kernels::ALL;
+use crate::kernels::linear::Linear;
+use crate::kernels::{ALL, mla_decode_fused, moe_layer};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -29,6 +30,8 @@ struct Info {
     adapters: Vec<Caps>,
     chosen: Chosen,
     kernels: Vec<Kernel>,
+    /// Choices between kernels.
+    steps: Vec<(&'static str, String)>,
 }
 
 #[derive(Serialize)]
@@ -66,6 +69,11 @@ impl Args {
         let info = Info {
             version: env!("CARGO_PKG_VERSION"),
             kernels: ALL.iter().map(kernel).collect(),
+            steps: vec![
+                ("products", Linear::new(&caps).crossover().to_string()),
+                ("experts", moe_layer::Crossover::of(&caps).to_string()),
+                ("decode", mla_decode_fused::CHOICE.to_string()),
+            ],
             chosen: Chosen { index, why: why(selector, &adapters, index), adapter: caps.name, backend: caps.backend },
             adapters,
         };
@@ -120,7 +128,11 @@ impl Info {
                 table.add_row([kernel.kernel, choice.variant, &choice.why, &choice.spec]);
             }
         }
-        text + &table.trim_fmt() + "\n"
+        text += &(table.trim_fmt() + "\n\nWhich kernels a step takes:\n");
+        for (what, choice) in &self.steps {
+            text += &format!("  {what:<9} {choice}\n");
+        }
+        text
     }
 }
 

@@ -20,7 +20,6 @@ use crate::kernels::{CacheChunk, Kernel};
 pub(super) struct Attention {
     mla: Mla,
     page: u32,
-    decode: Decode,
     norm: RmsNorm,
     append: MlaAppend,
     /// By how `kv_b` is stored: the formats that the model's layers have.
@@ -81,7 +80,6 @@ impl Attention {
         let absorbed = 4 * u64::from(limits.tokens) * u64::from(heads * width);
         Ok(Attention {
             page: limits.page,
-            decode: limits.decode,
             norm: RmsNorm::chosen(&rms_norm::Spec, caps),
             append: MlaAppend::chosen(
                 &mla_append::Spec { latent, rope, page: limits.page, format: limits.format, layout },
@@ -186,12 +184,7 @@ impl Attention {
         let Growth { beta, length } = self.mla.growth.unwrap_or(Growth { beta: 0.0, length: 1 });
         let scale = softmax_scale * q_scale;
         let single = step.plan.is_single();
-        let fused = match (&self.absorbed, self.decode) {
-            (None, _) => true,
-            (Some(_), Decode::Auto) => single && mla_decode_fused::wins(step.tokens, step.plan),
-            (Some(_), _) => false,
-        };
-        if fused {
+        if self.absorbed.is_none() {
             let args = mla_decode_fused::Args {
                 batch: step.batch.clone(),
                 splits: step.splits.clone(),

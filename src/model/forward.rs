@@ -21,7 +21,7 @@ use crate::num::record::RecordFormat;
 /// How attention over the latent cache runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Decode {
-    /// Whichever kernel the tuning takes for the step.
+    /// As the tuning says: see [`CHOICE`](crate::kernels::mla_decode_fused::CHOICE).
     #[default]
     Auto,
     /// `mla_absorb`, then `mla_decode`.
