@@ -11,6 +11,8 @@ struct Params {
   k_pe_stride: u32,
   output_stride: u32,
   scale: f32,       // of the scores, times log2(e)
+  beta: f32,        // queries grow by 1 + beta ln(1 + floor(position / length))
+  length: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -79,8 +81,10 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(num_workgroups) blocks
   let column = lane % LANES;
   // Keys behind the block's last token are seen by none of its rows.
   let end = min(span.end, sequence.position + min(first + ROWS, sequence.tokens));
-  // The position of the group's first row.
-  let position = sequence.position + first + 4u * group;
+  // The positions of the group's rows, and the factors of their scores.
+  let rows = vec4<u32>(sequence.position + first + 4u * group) + vec4<u32>(0u, 1u, 2u, 3u);
+  let steps = vec4<f32>(rows / vec4<u32>(max(params.length, 1u)));
+  let scale = params.scale * (1.0 + params.beta * log(1.0 + steps));
 
   // What this lane stages: rows behind the last token repeat it.
   let stage_row = sequence.first_row + min(first + lane / STAGED, sequence.tokens - 1u);
@@ -133,13 +137,12 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(num_workgroups) blocks
     }
 
     // A row sees the keys up to its own position.
-    let rows = vec4<u32>(position) + vec4<u32>(0u, 1u, 2u, 3u);
     let key0 = begin + column;
     let key1 = key0 + LANES;
     let seen0 = (vec4<u32>(key0) <= rows) & vec4<bool>(key0 < end);
     let seen1 = (vec4<u32>(key1) <= rows) & vec4<bool>(key1 < end);
-    score0 = select(vec4<f32>(NOTHING), score0 * params.scale, seen0);
-    score1 = select(vec4<f32>(NOTHING), score1 * params.scale, seen1);
+    score0 = select(vec4<f32>(NOTHING), score0 * scale, seen0);
+    score1 = select(vec4<f32>(NOTHING), score1 * scale, seen1);
 
     workgroupBarrier(); // staged_q's last readers are done
     staged_q[lane] = max(score0, score1);

@@ -9,7 +9,7 @@ use lamina::engine::{Engine, Options, Request};
 use lamina::gpu::{self, Device};
 use lamina::kernels::sample::Sampler;
 use lamina::model::Model;
-use lamina::model::forward::Decode;
+use lamina::model::forward::{Decode, Prefill};
 use lamina::num::record::RecordFormat;
 use pollster::block_on;
 use safetensors::SafeTensors;
@@ -124,6 +124,16 @@ fn logits_and_greedy_tokens_are_those_of_the_reference_implementation() {
     agree(&FIXTURES, &options(), &devices(false), 1e-3);
 }
 
+/// Prompts over expanded keys and values, in pieces that end within pages and steps.
+fn materialised() -> Options {
+    Options { prefill: Prefill::Materialised, piece: Some(20), ..options() }
+}
+
+#[test]
+fn materialised_prompts_are_those_of_the_reference_implementation() {
+    agree(&FIXTURES, &materialised(), &devices(false), 1e-3);
+}
+
 #[test]
 fn every_layer_s_hidden_states_are_those_of_the_reference_implementation() {
     let options = Options { format: RecordFormat::F32, step_tokens: 48, ..options() };
@@ -148,12 +158,16 @@ fn prompts_in_one_step_in_steps_of_7_and_token_by_token_are_the_same() {
     for name in FIXTURES {
         let reference = Reference::open(&fixture(name));
         let mut logits = Vec::new();
-        for step_tokens in [64, 7, 1] {
-            let mut engine = engine(device, &fixture(name), &Options { step_tokens, ..options() });
-            let id = engine.create(&Sampler::default()).unwrap();
-            logits.push(block_on(engine.logits(id, &reference.prompt)).unwrap());
-            engine.free(id);
-            assert_eq!(greedy(&mut engine, &reference.prompt, 8), reference.greedy, "{name}, {step_tokens} a step");
+        for prefill in [Prefill::Absorbed, Prefill::Materialised] {
+            for step_tokens in [64, 7, 1] {
+                let options = Options { step_tokens, prefill, ..materialised() };
+                let mut engine = engine(device, &fixture(name), &options);
+                let id = engine.create(&Sampler::default()).unwrap();
+                logits.push(block_on(engine.logits(id, &reference.prompt)).unwrap());
+                engine.free(id);
+                let found = greedy(&mut engine, &reference.prompt, 8);
+                assert_eq!(found, reference.greedy, "{name}, {prefill:?}, {step_tokens} a step");
+            }
         }
         for other in &logits[1..] {
             assert!(relative(other, &logits[0]) < 1e-3, "{name}");
@@ -163,8 +177,10 @@ fn prompts_in_one_step_in_steps_of_7_and_token_by_token_are_the_same() {
 
 #[test]
 fn with_an_f32_cache_only_rounding_is_left() {
-    let exact = Options { format: RecordFormat::F32, ..options() };
-    agree(&FIXTURES, &exact, &devices(true)[..1], 2e-5);
+    for options in [options(), materialised()] {
+        let exact = Options { format: RecordFormat::F32, ..options };
+        agree(&FIXTURES, &exact, &devices(true)[..1], 2e-5);
+    }
 }
 
 #[test]
@@ -175,9 +191,11 @@ fn whole_models_decode_through_the_fused_kernel() {
 
 #[test]
 fn weights_and_caches_in_many_small_bindings_change_nothing() {
-    let options = Options { format: RecordFormat::F32, ..options() };
     let limit = gpu::Options { binding_bytes: Some(64 << 10), checked: true };
-    agree(&["deepseek_v3", "longcat_flash"], &options, &adapters(&limit), 2e-5);
+    for options in [options(), materialised()] {
+        let options = Options { format: RecordFormat::F32, ..options };
+        agree(&["deepseek_v3", "longcat_flash"], &options, &adapters(&limit), 2e-5);
+    }
 }
 
 /// What the reference implementation gave for the model that is shipped; see demos/model/golden.py.

@@ -26,6 +26,7 @@ benches![
     mla_combine,
     mla_decode,
     mla_decode_fused,
+    mla_gather,
     mla_prefill,
     moe_combine,
     moe_gemm,

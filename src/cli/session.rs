@@ -16,7 +16,7 @@ use super::plan::{Format, size};
 use crate::engine::{Engine, Options, Request};
 use crate::gpu::{self, Caps, Device, DeviceType, Selector};
 use crate::kernels::sample::Sampler;
-use crate::model::forward::Decode;
+use crate::model::forward::{Decode, Prefill};
 use crate::model::generation::Generation;
 use crate::model::plan::{self, Kind, Plan, Widths};
 use crate::model::tensors::Tensors;
@@ -53,6 +53,10 @@ pub struct ModelArgs {
     /// kernels that do it in turn (separate), or whichever is taken to be faster
     #[arg(long, value_name = "KERNEL", default_value = "auto")]
     attention: AttentionKernel,
+    /// How attention of a prompt runs: over the latents, as while decoding (absorbed), over expanded keys
+    /// and values (materialised), or whichever is taken to be faster for the step
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    prefill: PrefillWay,
     /// Split contexts by their own length alone: the same bits in any batch
     #[arg(long)]
     deterministic: bool,
@@ -68,6 +72,14 @@ enum AttentionKernel {
     Auto,
     Separate,
     Fused,
+}
+
+/// How prompts are attended to.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PrefillWay {
+    Auto,
+    Absorbed,
+    Materialised,
 }
 
 /// How tokens are drawn.
@@ -267,6 +279,11 @@ impl ModelArgs {
                 AttentionKernel::Auto => Decode::Auto,
                 AttentionKernel::Separate => Decode::Separate,
                 AttentionKernel::Fused => Decode::Fused,
+            },
+            prefill: match self.prefill {
+                PrefillWay::Auto => Prefill::Auto,
+                PrefillWay::Absorbed => Prefill::Absorbed,
+                PrefillWay::Materialised => Prefill::Materialised,
             },
             deterministic: self.deterministic,
             reference_until: self.reference_until.clone(),

@@ -6,11 +6,12 @@ use super::pages::SequenceId;
 use super::run_until;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Reading, Recording, View};
+use crate::kernels::pieces::{Piece, Pieces};
 use crate::kernels::plan::{self, Borders, Dispatch, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
-use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Split};
+use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
 use crate::model::Model;
-use crate::model::forward::{Decode, Forward, Limits, Step};
+use crate::model::forward::{Decode, Forward, Limits, Prefill, Step};
 use crate::model::plan::{LOGITS_BYTES, STEP};
 use crate::num::record::RecordFormat;
 
@@ -29,6 +30,10 @@ pub struct Options {
     pub format: RecordFormat,
     /// How attention over the cache runs.
     pub decode: Decode,
+    /// How attention of prompts runs.
+    pub prefill: Prefill,
+    /// Tokens whose keys and values are expanded at a time, where it is fewer than memory is set aside for.
+    pub piece: Option<u32>,
     /// The same bits for a sequence alone and in any batch.
     pub deterministic: bool,
     /// The stages of a step that run on the CPU twins, up to this one, to find a fault.
@@ -44,6 +49,8 @@ impl Default for Options {
             page: 64,
             format: RecordFormat::F16,
             decode: Decode::Auto,
+            prefill: Prefill::Auto,
+            piece: None,
             deterministic: false,
             reference_until: None,
         }
@@ -67,6 +74,7 @@ pub(super) struct Shape {
     sampled_ids: bool,
     samples: Option<usize>,
     dispatches: Vec<Dispatch>,
+    pieces: Vec<Piece>,
     sequences: usize,
 }
 
@@ -95,6 +103,7 @@ struct Facts {
     ids: View,
     block_table: View,
     splits: View,
+    spans: View,
     picked: View,
     /// `[logits]` [`Row`], of the picked rows.
     picked_rows: View,
@@ -165,6 +174,7 @@ impl Engine {
         let logits = affordable.clamp(options.sequences, step_tokens);
         let limits = Limits {
             tokens: step_tokens,
+            sequences: options.sequences,
             usual_tokens: 1,
             logits,
             partials,
@@ -172,6 +182,8 @@ impl Engine {
             page: options.page,
             format: options.format,
             decode: options.decode,
+            prefill: options.prefill,
+            piece: options.piece,
         };
         let forward = Forward::new(device, &model, &limits)?;
         target.rows = forward.block_rows();
@@ -185,6 +197,7 @@ impl Engine {
             ids: of(step_tokens, 4, "ids")?,
             block_table: of(pages, 4, "block table")?,
             splits: of(partials, size_of::<Split>(), "splits")?,
+            spans: of(forward.most_spans(&limits).max(1), size_of::<Span>(), "spans")?,
             picked: of(logits, 4, "picked rows")?,
             picked_rows: of(logits, size_of::<Row>(), "facts of picked rows")?,
             samplers: of(slots, size_of::<Sampler>(), "samplers")?,
@@ -379,7 +392,11 @@ impl Engine {
         let counts: Vec<(SequenceId, u32)> = work.iter().map(|(id, tokens, _)| (*id, *tokens)).collect();
         let (mut batch, table) = self.cache.batch(&counts);
         batch.iter_mut().zip(work).for_each(|(sequence, (.., seed))| sequence.seed = *seed);
-        let plan = plan::plan(&mut batch, &table, &self.target)?;
+        let pieces = if ids == Ids::Sampled { None } else { self.forward.pieces(&batch) };
+        let (plan, pieces) = match pieces {
+            Some(pieces) => (Plan::default(), pieces),
+            None => (plan::plan(&mut batch, &table, &self.target)?, Pieces::default()),
+        };
         let rows = Sequence::rows(&batch);
         let picked_rows: Vec<Row> = picked.iter().map(|row| rows[*row as usize]).collect();
         let facts = &self.facts;
@@ -387,6 +404,7 @@ impl Engine {
         self.device.write(&facts.rows, 0, &rows)?;
         self.device.write(&facts.block_table, 0, &table)?;
         self.device.write(&facts.splits, 0, &plan.splits)?;
+        self.device.write(&facts.spans, 0, &pieces.spans)?;
         if let Ids::Given(ids) = ids {
             self.device.write(&facts.ids, 0, ids)?;
         }
@@ -401,6 +419,7 @@ impl Engine {
             sampled_ids: ids == Ids::Sampled,
             samples: sample.then_some(self.turn),
             dispatches: plan.dispatches.clone(),
+            pieces: pieces.pieces,
             sequences: work.len(),
         };
         Ok((shape, plan))
@@ -412,7 +431,7 @@ impl Engine {
     }
 
     /// What the forward pass needs to know of a step.
-    pub(super) fn step<'a>(&'a self, shape: &Shape, plan: &'a Plan, cache: &'a [&'a [CacheChunk]]) -> Step<'a> {
+    pub(super) fn step<'a>(&'a self, shape: &'a Shape, plan: &'a Plan, cache: &'a [&'a [CacheChunk]]) -> Step<'a> {
         let facts = &self.facts;
         Step {
             batch: facts.batch.clone(),
@@ -420,8 +439,10 @@ impl Engine {
             ids: if shape.sampled_ids { facts.tokens.clone() } else { facts.ids.clone() },
             block_table: facts.block_table.clone(),
             splits: facts.splits.clone(),
+            spans: facts.spans.clone(),
             picked: facts.picked.clone(),
             plan,
+            pieces: &shape.pieces,
             tokens: shape.tokens,
             most_tokens: shape.most_tokens,
             logits: shape.logits,

@@ -8,8 +8,10 @@ use rayon::prelude::*;
 
 use super::inputs::{Inputs, strided, words};
 use super::mla_combine::NOTHING;
+use super::pieces::Crossover;
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Sequence, Set, Span, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
+use crate::reference::mla_absorb::growth;
 use crate::reference::mla_prefill::{Key, attend};
 use crate::{reference, wgsl};
 
@@ -28,6 +30,10 @@ params! {
         pub output_stride: u32,
         /// Softmax scale times log2(e).
         pub scale: f32,
+        /// Queries grow by 1 + beta ln(1 + floor(position / length)); 0 for none.
+        pub beta: f32,
+        /// The length of that growth, at least 1.
+        pub length: u32,
     }
 }
 
@@ -79,6 +85,10 @@ pub struct Args {
     pub k_pe_stride: u32,
     /// Softmax scale.
     pub scale: f32,
+    /// Queries grow by 1 + beta ln(1 + floor(position / length)); 0 for none.
+    pub beta: f32,
+    /// The length of that growth, at least 1.
+    pub length: u32,
 }
 
 /// The kernel `mla_prefill`.
@@ -100,7 +110,7 @@ impl Kernel for MlaPrefill {
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
         let variant = Self::variants(spec, caps).remove(0);
-        Choice { variant, why: "64 rows over each key tile, f32 arithmetic alone".into() }
+        Choice { variant, why: format!("64 rows over each key tile, f32 arithmetic alone; {}", Crossover::of(caps)) }
     }
 
     fn new(spec: &Spec, _: &Tuning) -> MlaPrefill {
@@ -130,6 +140,7 @@ impl Kernel for MlaPrefill {
             piece,
             sharp: 1.0,
             accumulate: false,
+            beta: 0.0,
         };
         if set == Set::Timed {
             let lite = |position, tokens| shape((128, 64, 128), 16, &[(position, tokens)], 0, 1 << 20).case();
@@ -150,12 +161,13 @@ impl Kernel for MlaPrefill {
             // A later piece alone: the first rows see none of it.
             shape((48, 16, 48), 2, &[(9, 40), (30, 2)], 12, ALL),
             Shape { sharp: 40.0, ..shape((128, 64, 128), 1, &[(64, 40)], 0, ALL) },
+            Shape { beta: 0.3, ..shape((16, 8, 16), 3, &[(30, 70), (0, 9)], 0, ALL) },
         ];
         let pieces = [
             shape((128, 64, 128), 1, &[(0, 70)], 0, 32),
             shape((32, 8, 32), 3, mixed, 0, 17),
             shape((24, 6, 40), 3, &[(33, 65)], 0, 64),
-            shape((64, 0, 64), 9, &[(10, 4)], 0, 1),
+            Shape { beta: 0.1, ..shape((64, 0, 64), 9, &[(10, 4)], 0, 1) },
             shape((48, 16, 48), 2, &[(9, 40), (30, 2)], 12, ALL),
             Shape { sharp: 40.0, ..shape((16, 2, 24), 4, &[(64, 40)], 0, 30) },
         ];
@@ -183,6 +195,8 @@ impl MlaPrefill {
             k_pe_stride,
             output_stride: heads * value,
             scale: args.scale * std::f32::consts::LOG2_E,
+            beta: args.beta,
+            length: args.length,
         };
         let bindings = vec![
             ("batch", args.batch),
@@ -220,6 +234,7 @@ fn twin(spec: &Spec, params: Params, count: usize, scale: f32, host: &Host) {
             let keys: Vec<Key> = (0..seen).map(key).collect();
             let token = sequence.first_row as usize + token;
             let query = &q[token * params.q_stride as usize + head * (n + p)..][..n + p];
+            let scale = f64::from(scale) * growth(position as u32, params.beta, params.length);
             let (mut output, mut lse) = attend(query, &keys, v, scale);
             if spec.accumulate {
                 let at = token * heads + head;
@@ -249,7 +264,12 @@ struct Shape {
     /// Factor of the scores: a large one makes a peaked softmax.
     sharp: f32,
     accumulate: bool,
+    /// Growth of the queries, with every [`LENGTH`] positions.
+    beta: f32,
 }
+
+/// The length of the queries' growth.
+const LENGTH: u32 = 16;
 
 /// Rows of the keys that no span names, before each sequence's.
 const GAP: u32 = 3;
@@ -264,10 +284,10 @@ impl Shape {
 
     fn case(self) -> Case<MlaPrefill> {
         let (nope, rope, value) = self.widths;
-        let Shape { heads, sequences, from, piece, sharp, accumulate, .. } = &self;
+        let Shape { heads, sequences, from, piece, sharp, accumulate, beta, .. } = &self;
         let name = format!(
             "{heads} heads of {nope}+{rope}/{value}, (position, tokens) {sequences:?}, context from {from} in pieces \
-             of {piece}, scores x {sharp}, accumulate {accumulate}"
+             of {piece}, scores x {sharp}, accumulate {accumulate}, beta {beta}"
         );
         let h = f64::from(*heads);
         let flops = 2.0 * h * self.visible() * f64::from(nope + rope + value);
@@ -337,6 +357,7 @@ impl Shape {
         tensors.extend(SPANS.iter().zip(&calls).map(|(name, spans)| Tensor::input(name, words(spans))));
         let most_tokens = self.sequences.iter().map(|(_, tokens)| *tokens).max().expect("a sequence");
         let scale = self.sharp / ((n + p) as f32).sqrt();
+        let beta = self.beta;
         let counts: Vec<u32> = calls.iter().map(|spans| spans.len() as u32).collect();
         Job::new(tensors, move |kernel: &MlaPrefill, t, recording| {
             for (name, count) in SPANS.iter().zip(&counts) {
@@ -354,6 +375,8 @@ impl Shape {
                     q_stride: q_stride as u32,
                     k_pe_stride: pe_stride as u32,
                     scale,
+                    beta,
+                    length: LENGTH,
                 };
                 kernel.record(recording, args);
             }

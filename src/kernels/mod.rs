@@ -15,6 +15,7 @@ pub mod moe;
 mod moe_case;
 pub mod moe_layer;
 mod pairs;
+pub mod pieces;
 pub mod plan;
 pub mod up_projection;
 pub mod weights;
@@ -190,6 +191,7 @@ kernels![
     mla_decode::MlaDecode,
     mla_decode_fused::MlaDecodeFused,
     mla_append::MlaAppend,
+    mla_gather::MlaGather,
     mla_prefill::MlaPrefill,
     moe_combine::MoeCombine,
     moe_gemm::MoeGemm,

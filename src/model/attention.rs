@@ -4,6 +4,7 @@
 use super::config::{Growth, Mla};
 use super::forward::{Decode, Input, Limits, Step, rows};
 use super::load::{AttentionWeights, Model};
+use super::prefill::Materialised;
 use crate::Result;
 use crate::gpu::{Device, Recording, View};
 use crate::kernels::linear::{Activations, Epilogue, Linear, Norm, Product};
@@ -25,6 +26,8 @@ pub(super) struct Attention {
     /// By how `kv_b` is stored: the formats that the model's layers have.
     by_format: Vec<(WeightFormat, ByFormat)>,
     mla_decode: MlaDecode,
+    /// There is none where prompts are absorbed.
+    pub(super) materialised: Option<Materialised>,
     rope_table: View,
     /// Queries or their compressed form, and the latent with its rope key.
     input: Activations,
@@ -90,6 +93,7 @@ impl Attention {
                 &mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens },
                 caps,
             ),
+            materialised: Materialised::new(device, &mla, limits, frequencies, rope_table.view())?,
             rope_table: rope_table.view(),
             input: of(input, "projections")?,
             compressed: mla.q_rank.map(|rank| of(rank, "compressed queries")).transpose()?,
@@ -164,7 +168,13 @@ impl Attention {
             }
             _ => &input,
         };
-        self.attend(recording, weights, step, cache, queries);
+        match &self.materialised {
+            Some(materialised) if !step.pieces.is_empty() => {
+                let io = (queries, &self.heads_out.view, &self.lse);
+                materialised.record(recording, linear, weights, step, cache, io);
+            }
+            _ => self.attend(recording, weights, step, cache, queries),
+        }
         let product = Product::new(&weights.output, &self.heads_out, hidden, tokens);
         linear.record(recording, Epilogue::Add, &Product { scale: residual_scale, ..product });
     }

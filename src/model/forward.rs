@@ -12,10 +12,11 @@ use crate::gpu::{Device, Recording, View};
 use crate::kernels::add::{self, Add};
 use crate::kernels::embed::{self, Embed};
 use crate::kernels::linear::{Activations, Epilogue, Linear, Norm, Product};
+use crate::kernels::pieces::{Piece, Pieces};
 use crate::kernels::plan::Plan;
 use crate::kernels::rms_norm::{self, RmsNorm};
 use crate::kernels::weights::{WeightFormat, Weights};
-use crate::kernels::{CacheChunk, Kernel};
+use crate::kernels::{CacheChunk, Kernel, Sequence};
 use crate::num::record::RecordFormat;
 
 /// How attention over the latent cache runs.
@@ -30,11 +31,25 @@ pub enum Decode {
     Fused,
 }
 
+/// How attention of a prompt's tokens runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefill {
+    /// Whichever takes less time for the step, as [`crate::kernels::pieces::Crossover`] estimates.
+    #[default]
+    Auto,
+    /// Over the latents, as in decoding.
+    Absorbed,
+    /// Over expanded keys and values.
+    Materialised,
+}
+
 /// What steps there are to be, at most.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// New tokens of a step.
     pub tokens: u32,
+    /// Sequences of a step.
+    pub sequences: u32,
     /// New tokens of a sequence in a step that the kernels are tuned for.
     pub usual_tokens: u32,
     /// Rows of logits of a step.
@@ -49,6 +64,10 @@ pub struct Limits {
     pub format: RecordFormat,
     /// How attention runs.
     pub decode: Decode,
+    /// How attention of prompts runs.
+    pub prefill: Prefill,
+    /// Keys that are expanded at a time, where it is fewer than memory is set aside for.
+    pub piece: Option<u32>,
 }
 
 /// The facts of one step, in device memory and on the host.
@@ -65,8 +84,12 @@ pub struct Step<'a> {
     pub splits: View,
     /// `[logits]` u32, the rows of the step that get logits, each once and in order.
     pub picked: View,
+    /// The pieces' spans.
+    pub spans: View,
     /// The splits of the contexts.
     pub plan: &'a Plan,
+    /// The pieces of the contexts where attention is materialised; none where it is absorbed.
+    pub pieces: &'a [Piece],
     /// New tokens.
     pub tokens: u32,
     /// The most new tokens of a sequence.
@@ -142,6 +165,16 @@ impl Forward {
     /// (Token, head) rows that a workgroup of `mla_decode` folds, for the plan of a step.
     pub fn block_rows(&self) -> u32 {
         self.attention.block_rows()
+    }
+
+    /// Spans of a step, at most.
+    pub fn most_spans(&self, limits: &Limits) -> u32 {
+        self.attention.materialised.as_ref().map_or(0, |materialised| materialised.most_spans(limits))
+    }
+
+    /// The pieces of a prompt's step, where its attention is to be materialised.
+    pub fn pieces(&self, batch: &[Sequence]) -> Option<Pieces> {
+        self.attention.materialised.as_ref().and_then(|materialised| materialised.pieces(batch))
     }
 
     /// The hidden states, `[tokens, hidden]`, as the last recorded layers leave them.

@@ -10,6 +10,7 @@ pub mod load;
 mod mlp;
 mod pack;
 pub mod plan;
+mod prefill;
 mod read;
 pub mod rope;
 pub mod tensors;

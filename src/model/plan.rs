@@ -3,6 +3,7 @@
 use bytesize::ByteSize;
 
 use super::config::{Config, Mla, Mlp, Moe};
+use super::prefill::piece_bytes;
 use super::tensors::{Expected, MlpTensors, MoeTensors, QueryTensors, Tensors};
 use crate::gpu::Caps;
 use crate::kernels::weights::WeightFormat;
@@ -189,7 +190,7 @@ fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
 }
 
 /// About how many bytes an engine computes with: the f32 activations between the kernels for [`STEP`] tokens,
-/// the parts that split contexts are merged from, the logits, and the pages that sequences hold for a moment
+/// the parts that split contexts are merged from, the keys and values of a piece of a prompt, the logits, and the pages that sequences hold for a moment
 /// when they stop sharing one. `token` are the bytes of the cache a token.
 pub fn scratch_bytes(config: &Config, token: u64, sequences: u64) -> u64 {
     let Mla { heads, latent, nope, rope, value, .. } = config.mla;
@@ -213,7 +214,8 @@ pub fn scratch_bytes(config: &Config, token: u64, sequences: u64) -> u64 {
     let row = 5 * hidden + attention + dense.max().unwrap_or(0) + experts.max().unwrap_or(0);
     let logits = STEP.min(LOGITS_BYTES / (4 * vocab)).max(sequences);
     let partials = WORKGROUP_ROWS * (latent + 4);
-    4 * (STEP.max(sequences) * row + partials + logits * vocab) + token * PAGE * (sequences + 1)
+    let pages = token * PAGE * (sequences + 1);
+    4 * (STEP.max(sequences) * row + partials + logits * vocab) + piece_bytes(&config.mla) + pages
 }
 
 /// The most bytes of a step's logits, where one sequence does not need more.

@@ -13,10 +13,10 @@ pub struct Key<'a> {
 
 /// Attention of `query` `[n + p]` over `keys`: the output `[v]` and the natural log-sum-exp of the
 /// scaled scores. Without keys the output is zero and the log-sum-exp -inf.
-pub fn attend(query: &[f32], keys: &[Key], v: usize, scale: f32) -> (Vec<f64>, f64) {
+pub fn attend(query: &[f32], keys: &[Key], v: usize, scale: f64) -> (Vec<f64>, f64) {
     let score = |key: &Key| -> f64 {
         let parts = key.nope.iter().chain(key.rope);
-        f64::from(scale) * query.iter().zip(parts).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
+        scale * query.iter().zip(parts).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
     };
     let scores: Vec<f64> = keys.iter().map(score).collect();
     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

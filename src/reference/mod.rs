@@ -11,6 +11,7 @@ pub mod mla_append;
 pub mod mla_combine;
 pub mod mla_decode;
 pub mod mla_decode_fused;
+pub mod mla_gather;
 pub mod mla_prefill;
 pub mod moe_combine;
 pub mod moe_gemm;

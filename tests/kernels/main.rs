@@ -9,6 +9,7 @@ mod mla_append;
 mod mla_combine;
 mod mla_decode;
 mod mla_decode_fused;
+mod mla_gather;
 mod mla_prefill;
 mod moe_combine;
 mod moe_gemm;
