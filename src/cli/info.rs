@@ -6,7 +6,7 @@ use super::{drivers, print, table};
 use crate::Result;
 use crate::gpu::{self, Caps, DeviceType, Selector};
 use crate::kernels::linear::Linear;
-use crate::kernels::{ALL, mla_decode_fused, moe_layer};
+use crate::kernels::{ALL, mla_decode_fused, moe_layer, pieces};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -72,6 +72,7 @@ impl Args {
             steps: vec![
                 ("products", Linear::new(&caps).crossover().to_string()),
                 ("experts", moe_layer::Crossover::of(&caps).to_string()),
+                ("prompts", pieces::Crossover::of(&caps).to_string()),
                 ("decode", mla_decode_fused::CHOICE.to_string()),
             ],
             chosen: Chosen { index, why: why(selector, &adapters, index), adapter: caps.name, backend: caps.backend },

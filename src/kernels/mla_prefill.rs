@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::inputs::{Inputs, strided, words};
 use super::mla_combine::NOTHING;
-use super::pieces::Crossover;
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Sequence, Set, Span, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
 use crate::reference::mla_absorb::growth;
@@ -110,7 +109,7 @@ impl Kernel for MlaPrefill {
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
         let variant = Self::variants(spec, caps).remove(0);
-        Choice { variant, why: format!("64 rows over each key tile, f32 arithmetic alone; {}", Crossover::of(caps)) }
+        Choice { variant, why: "64 rows over each key tile, f32 arithmetic alone".into() }
     }
 
     fn new(spec: &Spec, _: &Tuning) -> MlaPrefill {

@@ -158,7 +158,7 @@ impl fmt::Display for Crossover {
         let Crossover { attend, expand, absorb, why } = self;
         write!(
             f,
-            "taken for steps of a prompt where keys x r (n + v) x {expand} + tokens x keys x (n + p + v) x {attend} is \
+            "materialised in steps where keys x r (n + v) x {expand} + tokens x keys x (n + p + v) x {attend} is \
              less than tokens x keys x (2 r + p) + tokens x r (n + v) x {absorb}: {why}"
         )
     }
