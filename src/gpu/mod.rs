@@ -14,6 +14,7 @@ mod host;
 mod pipelines;
 mod recorder;
 mod recording;
+mod spirv;
 
 pub use adapter::{Selector, list};
 pub use buffer::{Buffer, View};

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::caps::Caps;
 use super::compose::{Access, Declared, Dialect, Shader};
 use super::gpu::Scopes;
+use super::spirv;
 use crate::error::{Error, Result};
 
 /// Largest cache that is read from disk, bytes.
@@ -32,6 +33,8 @@ pub(super) struct Pipelines {
     parallel: bool,
     /// Out-of-bounds accesses are defined; off where the shaders' own tests have run.
     checked: bool,
+    /// The adapter takes SPIR-V.
+    spirv: bool,
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
     disk: Option<(wgpu::PipelineCache, PathBuf)>,
 }
@@ -40,7 +43,8 @@ impl Pipelines {
     pub fn new(device: &wgpu::Device, caps: &Caps, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
         let disk = if caps.pipeline_cache { disk_cache(device, info) } else { None };
         let (device, adapter, parallel) = (device.clone(), caps.label(), caps.backend != "gl");
-        Pipelines { device, adapter, parallel, checked, made: Mutex::default(), disk }
+        let spirv = caps.backend == "vulkan" && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
+        Pipelines { device, adapter, parallel, checked, spirv, made: Mutex::default(), disk }
     }
 
     /// The pipeline of a shader, compiled if it is new.
@@ -87,7 +91,10 @@ impl Pipelines {
             if self.checked { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
         // SAFETY: the kernels keep to their bindings and end their loops; every variant runs in the
         // tests with checks on.
-        let module = unsafe { self.device.create_shader_module_trusted(desc, checks) };
+        let usual = || unsafe { self.device.create_shader_module_trusted(desc, checks) };
+        let rolled = self.spirv && shader.extensions.rolled;
+        let module = rolled.then(|| spirv::rolled(&self.device, shader, &composed.text, self.checked)).flatten();
+        let module = module.unwrap_or_else(usual);
         let bindings = shader.bindings().to_vec();
         let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(shader.kernel),
