@@ -10,7 +10,6 @@ use rayon::prelude::*;
 use super::caps::Caps;
 use super::compose::{Access, Declared, Dialect, Shader};
 use super::gpu::Scopes;
-use super::spirv;
 use crate::error::{Error, Result};
 
 /// Largest cache that is read from disk, bytes.
@@ -34,6 +33,7 @@ pub(super) struct Pipelines {
     /// Out-of-bounds accesses are defined; off where the shaders' own tests have run.
     checked: bool,
     /// The adapter takes SPIR-V.
+    #[cfg_attr(any(target_arch = "wasm32", target_vendor = "apple"), allow(dead_code, reason = "none does there"))]
     spirv: bool,
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
     disk: Option<(wgpu::PipelineCache, PathBuf)>,
@@ -92,9 +92,7 @@ impl Pipelines {
         // SAFETY: the kernels keep to their bindings and end their loops; every variant runs in the
         // tests with checks on.
         let usual = || unsafe { self.device.create_shader_module_trusted(desc, checks) };
-        let rolled = self.spirv && shader.extensions.rolled;
-        let module = rolled.then(|| spirv::rolled(&self.device, shader, &composed.text, self.checked)).flatten();
-        let module = module.unwrap_or_else(usual);
+        let module = self.rolled(shader, &composed.text).unwrap_or_else(usual);
         let bindings = shader.bindings().to_vec();
         let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(shader.kernel),
@@ -123,6 +121,18 @@ impl Pipelines {
         }
         log::debug!("compiled {} in {:?}", shader.key(), started.elapsed());
         Ok(Pipeline { id: 0, pipeline, layout, bindings })
+    }
+
+    /// The module of a shader whose loops are to stay as they are, where the adapter takes SPIR-V.
+    #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+    fn rolled(&self, shader: &Shader, text: &str) -> Option<wgpu::ShaderModule> {
+        let wanted = self.spirv && shader.extensions.rolled;
+        wanted.then(|| super::spirv::rolled(&self.device, shader, text, self.checked)).flatten()
+    }
+
+    #[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+    fn rolled(&self, _: &Shader, _: &str) -> Option<wgpu::ShaderModule> {
+        None
     }
 
     /// The compiler's message with the shader file's own line.
