@@ -81,9 +81,9 @@ fn total(group: u32, output: u32, lane: u32) -> f32 {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(at: Invocation) {
-  let first_token = at.group.x * TOKENS;
-  let first_row = (at.group.y + at.group.z * at.groups.y) * BLOCK_ROWS;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, at: Invocation) {
+  let first_token = group.x * TOKENS;
+  let first_row = (group.y + group.z * groups.y) * BLOCK_ROWS;
   if (first_row >= params.rows) {
     return;
   }

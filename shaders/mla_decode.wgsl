@@ -37,9 +37,11 @@ fn end_of(row: u32) -> u32 {
 fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let split = splits[params.first_split + block.y];
   let sequence = batch[split.sequence];
-  block_first = block.x * ROWS;
-  block_rows = sequence.tokens * params.heads;
-  if (block_first >= block_rows) {
+  let first = block.x * ROWS; // browsers take private variables for different in each lane
+  let rows = sequence.tokens * params.heads;
+  block_first = first;
+  block_rows = rows;
+  if (first >= rows) {
     return; // another sequence of the batch has more rows
   }
   query_start = sequence.first_row * params.heads;

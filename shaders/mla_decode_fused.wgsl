@@ -130,8 +130,8 @@ fn store_partials(partial: u32, lane: u32) {
   }
 }
 
-// W_UV applied to the normalised latents, which pass through `scratch`.
-fn store_values(first_row: u32, lane: u32) {
+// W_UV applied to the normalised latents of the block's `rows` rows, which pass through `scratch`.
+fn store_values(first_row: u32, rows: u32, lane: u32) {
   let band = lane / COLUMN_LANES;
   for (var i = 0u; i < 2u * BAND; i++) {
     let row = 2u * band * BAND + i;
@@ -151,7 +151,6 @@ fn store_values(first_row: u32, lane: u32) {
     }
   }
   workgroupBarrier();
-  let rows = min(ROWS, block_rows - block_first);
   for (var base = 0u; base < rows * V; base += WORKGROUP / VALUE_LANES) {
     let item = base + lane / VALUE_LANES;
     let row = min(item / V, rows - 1u);
@@ -181,10 +180,12 @@ fn store_values(first_row: u32, lane: u32) {
 fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let split = splits[params.first_split + block.y];
   let sequence = batch[split.sequence];
-  block_first = block.x * ROWS;
+  let first = block.x * ROWS; // browsers take private variables for different in each lane
+  let rows = sequence.tokens * params.chunk_heads;
+  block_first = first;
   block_tokens = sequence.tokens;
-  block_rows = sequence.tokens * params.chunk_heads;
-  if (block_first >= block_rows) {
+  block_rows = rows;
+  if (first >= rows) {
     return; // another sequence of the batch has more rows
   }
   block_position = sequence.position;
@@ -193,7 +194,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
   workgroupBarrier();
   fold(sequence.pages, split.begin, split.end, lane);
   if (VALUES) {
-    store_values(sequence.first_row, lane);
+    store_values(sequence.first_row, min(ROWS, rows - first), lane);
   } else {
     store_partials(split.partial, lane);
   }

@@ -76,9 +76,9 @@ fn in_chunk(expert: u32) -> bool {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(at: Invocation) {
-  let unit = at.group.x;
-  let first_row = (at.group.y + at.group.z * at.groups.y) * BLOCK_ROWS;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, at: Invocation) {
+  let unit = group.x;
+  let first_row = (group.y + group.z * groups.y) * BLOCK_ROWS;
   if (first_row >= params.rows || (!DOWN && !in_chunk(routes[unit].x))) {
     return;
   }
@@ -95,10 +95,10 @@ fn main(at: Invocation) {
       sums[i] = 0.0;
     }
     if (number < TEAMS && in_chunk(expert)) {
-      let group = first_row + number / SLOTS * ROWS;
+      let row_group = first_row + number / SLOTS * ROWS;
       var starts: array<u32, ROWS>;
       for (var r = 0u; r < ROWS; r++) {
-        let row = (expert - params.first_expert) * params.rows + min(group + r, params.rows - 1u);
+        let row = (expert - params.first_expert) * params.rows + min(row_group + r, params.rows - 1u);
         starts[r] = row * row_parts;
       }
       let x_start = pair / params.share * (params.x_stride / 4u);

@@ -63,7 +63,7 @@ fn scan_total() -> vec2<f32> {
 
 // Hugging Face's rule: what was seen becomes less likely, once.
 fn penalised(x: f32, id: u32) -> f32 {
-  if (penalty != 1.0 && (seen[first_word + id / 32u] >> (id % 32u) & 1u) == 1u) {
+  if (penalty != 1.0 && ((seen[first_word + id / 32u] >> (id % 32u)) & 1u) == 1u) {
     return select(x * penalty, x / penalty, x > 0.0);
   }
   return x;
@@ -91,8 +91,8 @@ fn histogram(prefix: u32, shift: u32, quantum: f32, lane: u32) {
     for (var k = 0u; k < UNROLL; k++) {
       for (var i = 0u; i < 4u; i++) {
         let key = key_of(x[k][i], 4u * (quad + k * WORKGROUP) + i);
-        if (key < LAST && key >> (shift + DIGIT) == prefix) {
-          let bin = key >> shift & (BINS - 1u);
+        if (key < LAST && (key >> (shift + DIGIT)) == prefix) {
+          let bin = (key >> shift) & (BINS - 1u);
           let y = f32(key & ((1u << shift) - 1u)) * STEP; // at most 1/16
           let loss = y * (1.0 - y / 2.0 * (1.0 - y / 3.0 * (1.0 - y / 4.0))); // 1 - exp(-y)
           atomicAdd(&counts[bin], 1u);

@@ -1,9 +1,8 @@
 // Teams of lanes that share rows of a matrix: LANES neighbours, which sum through workgroup memory.
 // Constants: WORKGROUP, TEAMS, LANES = WORKGROUP / TEAMS; OUTPUTS, the sums of a lane.
 
+// What is the same for all lanes stands beside it: in one struct browsers take all for different.
 struct Invocation {
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 }
 

@@ -3,8 +3,6 @@
 // Constants: WORKGROUP, TEAMS; OUTPUTS, the sums of a lane.
 
 struct Invocation {
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
   @builtin(subgroup_id) subgroup: u32,
   @builtin(num_subgroups) subgroups: u32,
