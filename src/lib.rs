@@ -39,6 +39,7 @@ pub mod bench;
 pub mod check;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod gpu;
@@ -47,6 +48,8 @@ pub mod model;
 pub mod num;
 pub mod reference;
 pub mod text;
+#[cfg(target_arch = "wasm32")]
+pub mod web;
 pub mod weights;
 
 pub use error::{Error, Result};

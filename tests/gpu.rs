@@ -182,7 +182,7 @@ fn a_wrong_shader_is_reported_with_its_own_file_and_line() {
             let y = device.alloc(16, "y").unwrap().view();
             let mut recording = Recording::new();
             recording.call(&shader, vec![("y", y)], &[], grid_1d(1), |_: &Host| {});
-            let error = device.prepare(&recording).expect_err("the shader is wrong");
+            let error = pollster::block_on(device.prepare(&recording)).expect_err("the shader is wrong");
             assert!(matches!(error, Error::Shader { .. }), "{error:?}");
             let text = error.to_string();
             assert!(text.starts_with(place) && text.contains(part), "{place}: {text}");

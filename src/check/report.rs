@@ -11,7 +11,7 @@ use crate::kernels::{AnyCase, Entry, Set};
 use crate::{Error, Result};
 
 /// The dearest case that runs on a CPU driver unless all are asked for, floating-point operations.
-const SOFTWARE_FLOPS: f64 = 0.5e9;
+pub const SOFTWARE_FLOPS: f64 = 0.5e9;
 /// The most twins that run at once: each holds its case's inputs.
 const MOST_TWINS: usize = 8;
 
@@ -55,7 +55,7 @@ impl Report {
 /// `full` takes the product of the parameters instead of their pairs, and leaves none out.
 pub fn select(kernels: &[&Entry], caps: &Caps, full: bool) -> (Vec<AnyCase>, usize) {
     let set = if full { Set::Full } else { Set::Pairs };
-    let all = kernels.iter().flat_map(|kernel| (kernel.cases)(set)).filter(|case| !(case.variants)(caps).is_empty());
+    let all = kernels.iter().flat_map(|kernel| (kernel.cases)(set));
     let (cases, dear): (Vec<_>, Vec<_>) =
         all.partition(|case| full || !caps.is_software() || case.flops <= SOFTWARE_FLOPS);
     (cases, dear.len())
@@ -94,7 +94,7 @@ pub fn run(device: &Device, cases: Vec<AnyCase>, mut progress: impl FnMut(usize,
         for (index, case) in prepared {
             let case = case?;
             progress(results.len(), case.case().kernel);
-            results.push((index, run_case(device, &case)?));
+            results.push((index, pollster::block_on(run_case(device, &case))?));
         }
         Ok(())
     })?;
@@ -102,23 +102,29 @@ pub fn run(device: &Device, cases: Vec<AnyCase>, mut progress: impl FnMut(usize,
     Ok(Report::new(device.caps(), results.into_iter().flat_map(|(_, outcomes)| outcomes).collect()))
 }
 
-fn run_case(device: &Device, case: &Prepared) -> Result<Vec<Outcome>> {
-    let variants = (case.case().variants)(device.caps());
-    let run = |variant: &&'static str| match case.run(device, variant) {
-        Err(error @ Error::DeviceLost { .. }) => Err(error),
-        Err(error) => Ok(Outcome {
-            kernel: case.case().kernel,
-            variant: variant.to_string(),
-            case: case.case().name.clone(),
-            passed: false,
-            nmse: f64::NAN,
-            max_error: f64::NAN,
-            tolerance: 0.0,
-            place: error.to_string(),
-        }),
-        outcome => outcome,
-    };
-    variants.iter().map(run).collect()
+/// Runs every variant of a case; as in [`run`], one that the driver refuses has failed.
+///
+/// # Errors
+/// [`Error::DeviceLost`].
+pub async fn run_case(device: &Device, case: &Prepared) -> Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for variant in (case.case().variants)(device.caps()) {
+        outcomes.push(match case.run_awaited(device, variant).await {
+            Err(error @ Error::DeviceLost { .. }) => return Err(error),
+            Err(error) => Outcome {
+                kernel: case.case().kernel,
+                variant: variant.to_string(),
+                case: case.case().name.clone(),
+                passed: false,
+                nmse: f64::NAN,
+                max_error: f64::NAN,
+                tolerance: 0.0,
+                place: error.to_string(),
+            },
+            Ok(outcome) => outcome,
+        });
+    }
+    Ok(outcomes)
 }
 
 #[cfg(test)]

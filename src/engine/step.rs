@@ -363,7 +363,7 @@ impl Engine {
             Some((of, recording)) if of == shape => recording,
             _ => {
                 let recording = self.record(&shape, &plan);
-                self.device.prepare(&recording)?;
+                self.device.prepare(&recording).await?;
                 recording
             }
         };

@@ -125,7 +125,7 @@ pub(super) async fn enumerate(checked: bool) -> Vec<(wgpu::Adapter, Caps)> {
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     let adapters = instance.enumerate_adapters(backends).await;
-    adapters
+    let found = adapters
         .into_iter()
         .filter(|a| {
             // Without compute shaders there is nothing to run (old GL).
@@ -136,7 +136,16 @@ pub(super) async fn enumerate(checked: bool) -> Vec<(wgpu::Adapter, Caps)> {
             let caps = caps_of(&adapter);
             (adapter, caps)
         })
-        .collect()
+        .collect();
+    #[cfg(target_arch = "wasm32")]
+    let found = {
+        let mut found: Vec<(wgpu::Adapter, Caps)> = found;
+        for (_, caps) in &mut found {
+            super::browser::describe(caps).await;
+        }
+        found
+    };
+    found
 }
 
 /// What each adapter of this system offers, in the order of their indices.
@@ -181,8 +190,7 @@ fn caps_of(adapter: &wgpu::Adapter) -> Caps {
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         f16: has(wgpu::Features::SHADER_F16),
         subgroups: has(wgpu::Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
-        // Kernels on matrix units pass tiles through workgroup memory within a subgroup.
-        cooperative: if has(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP_BARRIER) {
+        cooperative: if has(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
             adapter.cooperative_matrix_properties().into_iter().map(shape).collect()
         } else {
             Vec::new()

@@ -23,9 +23,18 @@ pub(super) enum Place {
     Host(Mutex<Arc<Vec<u32>>>),
 }
 
+/// Bytes of all buffers of this process.
+static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that all buffers of this process take, on GPUs and on the host.
+pub fn allocated() -> u64 {
+    ALLOCATED.load(Ordering::Relaxed)
+}
+
 impl Drop for Memory {
     /// Frees at once: a cached bind group would keep the memory otherwise. What is in flight ends first.
     fn drop(&mut self) {
+        ALLOCATED.fetch_sub(self.size, Ordering::Relaxed);
         if let Place::Gpu(buffer) = &self.place {
             buffer.destroy();
         }
@@ -36,6 +45,7 @@ impl Buffer {
     pub(super) fn new(size: u64, label: &str, place: Place) -> Buffer {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        ALLOCATED.fetch_add(size, Ordering::Relaxed);
         Buffer(Arc::new(Memory { id, size, label: label.to_string(), place }))
     }
 

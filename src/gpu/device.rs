@@ -175,13 +175,14 @@ impl Device {
         }
     }
 
-    /// Compiles what the recording needs, in parallel.
+    /// Compiles what the recording needs: natively in parallel, before it returns; in a browser one pipeline
+    /// after the other, while the page goes on.
     ///
     /// # Errors
     /// [`crate::Error::Shader`] with the shader file's line, or [`crate::Error::Driver`].
-    pub fn prepare(&self, recording: &Recording) -> Result<()> {
+    pub async fn prepare(&self, recording: &Recording) -> Result<()> {
         match &*self.0 {
-            Kind::Gpu(gpu) => gpu.prepare(recording),
+            Kind::Gpu(gpu) => gpu.prepare(recording).await,
             Kind::Cpu(_) => Ok(()),
         }
     }
@@ -208,6 +209,25 @@ impl Device {
         match &*self.0 {
             Kind::Gpu(gpu) => gpu.wait("waiting"),
             Kind::Cpu(_) => Ok(()),
+        }
+    }
+
+    /// The driver's faults in what was asked for so far, once it has answered to all of it. A browser answers
+    /// by promises: there a fault is told by the next read-back, or here.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`], [`crate::Error::DeviceLost`] and other faults of the driver.
+    pub async fn settle(&self) -> Result<()> {
+        match &*self.0 {
+            Kind::Gpu(gpu) => gpu.settle().await,
+            Kind::Cpu(_) => Ok(()),
+        }
+    }
+
+    /// Gives the device back to the driver: whatever is asked of it afterwards fails as on a lost device.
+    pub fn destroy(&self) {
+        if let Kind::Gpu(gpu) = &*self.0 {
+            gpu.device.destroy();
         }
     }
 

@@ -61,11 +61,9 @@ impl Gpu {
     pub async fn open(adapter: wgpu::Adapter, mut caps: Caps, options: &Options) -> Result<Gpu> {
         let wanted = wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
-            | wgpu::Features::SUBGROUP_BARRIER
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE
-            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
-            | wgpu::Features::PASSTHROUGH_SHADERS;
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let mut limits = adapter.limits();
         if let Some(bytes) = options.binding_bytes {
             caps.binding_bytes = caps.binding_bytes.min(bytes);
@@ -187,8 +185,19 @@ impl Gpu {
         self.wait_for(&asked, Some(submission))?;
         let answer = mapped.await;
         if !matches!(answer, Ok(Ok(()))) {
+            // A browser tells a loss by another promise.
+            #[cfg(target_arch = "wasm32")]
+            for _ in 0..40 {
+                if self.lost.lock().expect("a plain store").is_some() {
+                    break;
+                }
+                super::browser::pause(25).await;
+            }
             self.explain(&asked, None)?;
             return Err(self.driver(&asked, format!("{answer:?}")));
+        }
+        if cfg!(target_arch = "wasm32") {
+            self.explain(&asked, None)?;
         }
         let mapped = staging.get_mapped_range(..).map_err(|e| self.driver(&asked, e.to_string()))?;
         let mut at = 0;
@@ -204,6 +213,20 @@ impl Gpu {
     pub async fn read(&self, views: &[View]) -> Result<Vec<Vec<u8>>> {
         let reading = self.start_read(views)?;
         self.finish_read(reading).await
+    }
+
+    /// Waits for the driver's answers, and tells its faults.
+    pub async fn settle(&self) -> Result<()> {
+        let scopes = Scopes::awaited(&self.device);
+        let probe = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("the last of what was asked for"),
+            size: 16,
+            usage: wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let caught = scopes.settled().await;
+        probe.destroy();
+        self.explain("allocations and uploads", caught)
     }
 
     /// Waits until the GPU has done all that was submitted. In a browser the event loop does that.
@@ -265,7 +288,9 @@ pub(super) fn gpu_buffer(view: &View) -> &wgpu::Buffer {
 }
 
 /// Error scopes around a piece of work on this thread.
-pub(super) struct Scopes {
+pub(super) struct Scopes(Option<Guards>);
+
+struct Guards {
     // In this order, since fields are dropped in it and wgpu wants the last scope popped first.
     internal: wgpu::ErrorScopeGuard,
     memory: wgpu::ErrorScopeGuard,
@@ -273,19 +298,32 @@ pub(super) struct Scopes {
 }
 
 impl Scopes {
+    /// Scopes that are asked at once. In a browser there are none: each answers by a promise, and nobody may
+    /// wait for one there, so that faults become stray ones, which the next read-back tells.
     pub fn push(device: &wgpu::Device) -> Scopes {
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        Scopes { internal: device.push_error_scope(wgpu::ErrorFilter::Internal), memory, validation }
+        if cfg!(target_arch = "wasm32") { Scopes(None) } else { Scopes::awaited(device) }
     }
 
-    /// The first error since [`Scopes::push`], out of memory before all others.
+    /// Scopes whose answer is awaited.
+    pub fn awaited(device: &wgpu::Device) -> Scopes {
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        Scopes(Some(Guards { internal, memory, validation }))
+    }
+
+    /// The first error since [`Scopes::push`], out of memory before all others. Natively each answers at once.
     pub fn pop(self) -> Option<wgpu::Error> {
-        // Natively each answers at once.
-        let internal = pollster::block_on(self.internal.pop());
-        let memory = pollster::block_on(self.memory.pop());
-        let validation = pollster::block_on(self.validation.pop());
-        memory.or(validation).or(internal)
+        if self.0.is_some() { pollster::block_on(self.settled()) } else { None }
+    }
+
+    /// As [`Scopes::pop`], awaited.
+    pub async fn settled(self) -> Option<wgpu::Error> {
+        let Guards { internal, memory, validation } = self.0?;
+        // All are popped before one is awaited: what others do meanwhile stands in no scope of this.
+        let (internal, memory, validation) = (internal.pop(), memory.pop(), validation.pop());
+        let internal = internal.await;
+        memory.await.or(validation.await).or(internal)
     }
 }
 

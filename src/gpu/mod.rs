@@ -4,6 +4,8 @@
 //! WGSL file; [`Caps`] says what the adapter offers.
 
 mod adapter;
+#[cfg(target_arch = "wasm32")]
+mod browser;
 mod buffer;
 mod caps;
 mod compose;
@@ -14,11 +16,9 @@ mod host;
 mod pipelines;
 mod recorder;
 mod recording;
-#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-mod spirv;
 
 pub use adapter::{Selector, list};
-pub use buffer::{Buffer, View};
+pub use buffer::{Buffer, View, allocated};
 pub use caps::{Caps, CooperativeShape, DeviceType};
 pub use compose::{Access, Composed, Declared, Dialect, Extensions, Shader, ShaderBuilder, Source};
 pub use device::{Device, Reading};

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+#[cfg(not(target_arch = "wasm32"))]
 use rayon::prelude::*;
 
 use super::caps::Caps;
@@ -29,12 +29,10 @@ pub(super) struct Pipelines {
     device: wgpu::Device,
     adapter: String,
     /// GL has one context for all threads, and wgpu gives up on one that waits 6 s for it.
+    #[cfg(not(target_arch = "wasm32"))]
     parallel: bool,
     /// Out-of-bounds accesses are defined; off where the shaders' own tests have run.
     checked: bool,
-    /// The adapter takes SPIR-V.
-    #[cfg_attr(any(target_arch = "wasm32", target_vendor = "apple"), allow(dead_code, reason = "none does there"))]
-    spirv: bool,
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
     disk: Option<(wgpu::PipelineCache, PathBuf)>,
 }
@@ -42,9 +40,15 @@ pub(super) struct Pipelines {
 impl Pipelines {
     pub fn new(device: &wgpu::Device, caps: &Caps, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
         let disk = if caps.pipeline_cache { disk_cache(device, info) } else { None };
-        let (device, adapter, parallel) = (device.clone(), caps.label(), caps.backend != "gl");
-        let spirv = caps.backend == "vulkan" && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
-        Pipelines { device, adapter, parallel, checked, spirv, made: Mutex::default(), disk }
+        Pipelines {
+            device: device.clone(),
+            adapter: caps.label(),
+            #[cfg(not(target_arch = "wasm32"))]
+            parallel: caps.backend != "gl",
+            checked,
+            made: Mutex::default(),
+            disk,
+        }
     }
 
     /// The pipeline of a shader, compiled if it is new.
@@ -53,14 +57,37 @@ impl Pipelines {
             return Ok(made.clone());
         }
         let compiled = self.compile(shader)?;
+        Ok(self.keep(shader, compiled))
+    }
+
+    fn keep(&self, shader: &Shader, compiled: Pipeline) -> Arc<Pipeline> {
         let mut made = self.lock();
         let id = made.len();
         let entry = made.entry(shader.key().to_string());
-        Ok(entry.or_insert_with(|| Arc::new(Pipeline { id, ..compiled })).clone())
+        entry.or_insert_with(|| Arc::new(Pipeline { id, ..compiled })).clone()
+    }
+
+    /// Compiles all of them, one after the other: a browser answers each by a promise, and shows its page meanwhile.
+    #[cfg(target_arch = "wasm32")]
+    pub async fn prepare(&self, shaders: impl Iterator<Item = &Arc<Shader>>) -> Result<()> {
+        for shader in shaders {
+            if self.lock().contains_key(shader.key()) {
+                continue;
+            }
+            let composed = shader.compose(Dialect::HERE);
+            let scopes = Scopes::awaited(&self.device);
+            let (module, compiled) = self.create(shader, &composed);
+            if let Some(error) = scopes.settled().await {
+                return Err(self.explain(shader, &composed, &module, error).await);
+            }
+            self.keep(shader, compiled);
+        }
+        Ok(())
     }
 
     /// Compiles all of them on all cores, and keeps what is new on disk.
-    pub fn prepare<'a>(&self, shaders: impl Iterator<Item = &'a Arc<Shader>>) -> Result<()> {
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn prepare<'a>(&self, shaders: impl Iterator<Item = &'a Arc<Shader>>) -> Result<()> {
         let mut new: HashMap<&str, &Shader> = shaders.map(|shader| (shader.key(), &**shader)).collect();
         new.retain(|key, _| !self.lock().contains_key(*key));
         let compile = |shader: &Shader| self.get(shader).map(drop);
@@ -78,11 +105,21 @@ impl Pipelines {
         self.made.lock().expect("nothing panics while it holds this lock")
     }
 
-    #[allow(unsafe_code, reason = "wgpu marks shaders without run-time checks unsafe; ours are tested with them")]
     fn compile(&self, shader: &Shader) -> Result<Pipeline> {
-        let started = std::time::Instant::now();
+        let started = web_time::Instant::now();
         let composed = shader.compose(Dialect::HERE);
         let scopes = Scopes::push(&self.device);
+        let (module, compiled) = self.create(shader, &composed);
+        if let Some(error) = scopes.pop() {
+            return Err(pollster::block_on(self.explain(shader, &composed, &module, error)));
+        }
+        log::debug!("compiled {} in {:?}", shader.key(), started.elapsed());
+        Ok(compiled)
+    }
+
+    /// Asks the driver for a pipeline; faults go to the error scopes.
+    #[allow(unsafe_code, reason = "wgpu marks shaders without run-time checks unsafe; ours are tested with them")]
+    fn create(&self, shader: &Shader, composed: &super::compose::Composed) -> (wgpu::ShaderModule, Pipeline) {
         let desc = wgpu::ShaderModuleDescriptor {
             label: Some(shader.key()),
             source: wgpu::ShaderSource::Wgsl(composed.text.as_str().into()),
@@ -91,8 +128,7 @@ impl Pipelines {
             if self.checked { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
         // SAFETY: the kernels keep to their bindings and end their loops; every variant runs in the
         // tests with checks on.
-        let usual = || unsafe { self.device.create_shader_module_trusted(desc, checks) };
-        let module = self.rolled(shader, &composed.text).unwrap_or_else(usual);
+        let module = unsafe { self.device.create_shader_module_trusted(desc, checks) };
         let bindings = shader.bindings().to_vec();
         let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(shader.kernel),
@@ -116,34 +152,18 @@ impl Pipelines {
             },
             cache: self.disk.as_ref().map(|(cache, _)| cache),
         });
-        if let Some(error) = scopes.pop() {
-            return Err(self.explain(shader, &composed, &module, error));
-        }
-        log::debug!("compiled {} in {:?}", shader.key(), started.elapsed());
-        Ok(Pipeline { id: 0, pipeline, layout, bindings })
-    }
-
-    /// The module of a shader whose loops are to stay as they are, where the adapter takes SPIR-V.
-    #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-    fn rolled(&self, shader: &Shader, text: &str) -> Option<wgpu::ShaderModule> {
-        let wanted = self.spirv && shader.extensions.rolled;
-        wanted.then(|| super::spirv::rolled(&self.device, shader, text, self.checked)).flatten()
-    }
-
-    #[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
-    fn rolled(&self, _: &Shader, _: &str) -> Option<wgpu::ShaderModule> {
-        None
+        (module, Pipeline { id: 0, pipeline, layout, bindings })
     }
 
     /// The compiler's message with the shader file's own line.
-    fn explain(
+    async fn explain(
         &self,
         shader: &Shader,
         composed: &super::compose::Composed,
         module: &wgpu::ShaderModule,
         error: wgpu::Error,
     ) -> Error {
-        let info = pollster::block_on(module.get_compilation_info());
+        let info = module.get_compilation_info().await;
         let fault = info.messages.iter().find(|m| m.message_type == wgpu::CompilationMessageType::Error);
         let (line, message) = match fault {
             Some(m) => (m.location.map_or(1, |l| l.line_number as usize), m.message.trim().to_string()),
@@ -160,12 +180,14 @@ impl Pipelines {
     }
 
     /// Writes the driver's cache to disk. A failure costs only time at the next start.
+    #[cfg(not(target_arch = "wasm32"))]
     fn save(&self) {
         let Some((cache, path)) = &self.disk else { return };
         let Some(data) = cache.get_data() else { return };
         let write = || {
             std::fs::create_dir_all(path.parent().expect("the cache is a file in a folder"))?;
             // Others may write at the same time: each writes its own file and renames.
+            use std::sync::atomic::{AtomicU64, Ordering};
             static PART: AtomicU64 = AtomicU64::new(0);
             let part = format!("{}-{}", std::process::id(), PART.fetch_add(1, Ordering::Relaxed));
             let part = path.with_extension(part);
@@ -233,7 +255,7 @@ mod tests {
                 let shader = Shader::of(TOUCH).u32("SPARE", n).build();
                 recording.call(&shader, vec![("y", y.view())], &[], grid_1d(1), |_| {});
             }
-            gpu.prepare(&recording).unwrap();
+            pollster::block_on(gpu.prepare(&recording)).unwrap();
             let ids = |made: &HashMap<String, Arc<Pipeline>>| {
                 let mut ids: Vec<usize> = made.values().map(|pipeline| pipeline.id).collect();
                 ids.sort_unstable();
@@ -255,7 +277,7 @@ mod tests {
                 gpu.pipelines.made = Mutex::default();
                 gpu.pipelines.disk = Some((load(&gpu.device, &path), path.clone()));
                 let y = gpu.alloc(16, "y").unwrap();
-                gpu.prepare(&touch(&y)).unwrap_or_else(|error| panic!("{label}: {error}"));
+                pollster::block_on(gpu.prepare(&touch(&y))).unwrap_or_else(|error| panic!("{label}: {error}"));
                 gpu.submit(&touch(&y)).unwrap();
                 assert_eq!(pollster::block_on(gpu.read(&[y.view()])).unwrap()[0][..4], [7, 0, 0, 0], "{label}");
                 std::fs::read(&path).unwrap_or_else(|error| panic!("{label}: {error}"))

@@ -160,8 +160,8 @@ fn bound<'a>(pipeline: &Pipeline, call: &'a Call) -> Vec<(u32, &'a View)> {
 
 impl Gpu {
     /// Compiles what the recording needs, on all cores.
-    pub fn prepare(&self, recording: &Recording) -> Result<()> {
-        self.pipelines.prepare(recording.calls().iter().map(|call| &call.shader))
+    pub async fn prepare(&self, recording: &Recording) -> Result<()> {
+        self.pipelines.prepare(recording.calls().iter().map(|call| &call.shader)).await
     }
 
     /// Submits the recording; returns before it has run.

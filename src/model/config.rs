@@ -188,7 +188,7 @@ impl Config {
     /// As [`Config::parse`]; [`Error::Io`] when the file cannot be read.
     pub fn open(folder: &Path) -> Result<Config> {
         let file = folder.join("config.json");
-        let text = std::fs::read(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
+        let text = crate::disk::read(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
         Config::parse(&text, &file)
     }
 

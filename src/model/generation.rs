@@ -39,7 +39,7 @@ impl Generation {
     /// [`Error::Io`], or [`Error::Invalid`] naming the field; ids outside the vocabulary are one too.
     pub fn open(folder: &Path, config: &Config, end: Option<u32>) -> Result<Generation> {
         let file = folder.join("generation_config.json");
-        match std::fs::read(&file) {
+        match crate::disk::read(&file) {
             Ok(text) => Generation::parse(&text, &file, config, end),
             Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => Generation::parse(b"{}", &file, config, end),
             Err(source) => Err(Error::Io { path: file, source }),

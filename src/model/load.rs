@@ -133,12 +133,15 @@ impl Model {
         (tensors, skipped): (Tensors, Vec<Skipped>),
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Model> {
-        let size = |expected: &&Expected| checkpoint.get(&expected.name).map_or(0, |found| found.bytes.len() as u64);
+        let size = |expected: &&Expected| checkpoint.get(&expected.name).map_or(0, |found| found.size as u64);
         let total = tensors.all().iter().map(size).sum();
-        let mut load = Load { device, checkpoint, progress: &mut progress, done: 0, total, bytes: 0 };
-        (load.progress)(0, total);
-        let embedding = load.plain(&tensors.embedding)?;
-        let layer = |layer: &super::tensors::LayerTensors, of: &Layer, load: &mut Load| {
+        let mut tally = Tally { progress: &mut progress, done: 0, total, bytes: 0 };
+        (tally.progress)(0, total);
+        // A checkpoint of its own for each part: where files are not mapped, what was read goes with it.
+        let embedding = Load::new(device, &checkpoint.again(), &mut tally).plain(&tensors.embedding)?;
+        let mut layer = |layer: &super::tensors::LayerTensors, of: &Layer| {
+            let checkpoint = checkpoint.again();
+            let mut load = Load::new(device, &checkpoint, &mut tally);
             let blocks = layer.blocks.iter().zip(&of.mlps);
             let blocks = blocks.map(|(block, mlp)| load.block(block, &config.mla, mlp)).collect::<Result<_>>()?;
             let shortcut = layer.shortcut.as_ref().zip(of.shortcut.as_ref());
@@ -146,7 +149,8 @@ impl Model {
             Ok(LayerWeights { blocks, shortcut })
         };
         let layers = tensors.layers.iter().zip(&config.layers);
-        let layers = layers.map(|(tensors, of)| layer(tensors, of, &mut load)).collect::<Result<_>>()?;
+        let layers = layers.map(|(tensors, of)| layer(tensors, of)).collect::<Result<_>>()?;
+        let mut load = Load::new(device, checkpoint, &mut tally);
         let norm = load.vector(&tensors.norm)?;
         let head_norm = match config.logits_scale {
             1.0 => norm.clone(),
@@ -159,22 +163,31 @@ impl Model {
             Some(head) => load.plain(head)?,
             None => embedding.clone(),
         };
-        let bytes = load.bytes;
-        Ok(Model { config, embedding, layers, norm, head_norm, head, skipped, bytes })
+        Ok(Model { config, embedding, layers, norm, head_norm, head, skipped, bytes: tally.bytes })
     }
 }
 
-/// A model on its way to a device.
-struct Load<'a> {
-    device: &'a Device,
-    checkpoint: &'a Checkpoint,
+/// How far a model is on its way.
+struct Tally<'a> {
     progress: &'a mut dyn FnMut(u64, u64),
     done: u64,
     total: u64,
+    /// Bytes on the device.
     bytes: u64,
 }
 
-impl<'a> Load<'a> {
+/// A part of a model on its way to a device.
+struct Load<'a, 't, 'p> {
+    device: &'a Device,
+    checkpoint: &'a Checkpoint,
+    tally: &'t mut Tally<'p>,
+}
+
+impl<'a, 't, 'p> Load<'a, 't, 'p> {
+    fn new(device: &'a Device, checkpoint: &'a Checkpoint, tally: &'t mut Tally<'p>) -> Load<'a, 't, 'p> {
+        Load { device, checkpoint, tally }
+    }
+
     /// A tensor that [`Tensors::find`] has found.
     fn view(&self, expected: &Expected) -> TensorView<'a> {
         self.checkpoint.get(&expected.name).expect("the table of tensors was held against the checkpoint")
@@ -183,10 +196,10 @@ impl<'a> Load<'a> {
     /// The tensors are on the device.
     fn done(&mut self, tensors: &[&Expected]) {
         for tensor in tensors {
-            self.done += self.view(tensor).bytes.len() as u64;
+            self.tally.done += self.view(tensor).size as u64;
             self.checkpoint.release(&tensor.name);
         }
-        (self.progress)(self.done, self.total);
+        (self.tally.progress)(self.tally.done, self.tally.total);
     }
 
     fn upload(&mut self, matrix: &Matrix, group: usize, label: &str) -> Result<Weights> {
@@ -202,7 +215,7 @@ impl<'a> Load<'a> {
         group: usize,
         label: &str,
     ) -> Result<Weights> {
-        self.bytes += bytes.len() as u64;
+        self.tally.bytes += bytes.len() as u64;
         Weights::upload(self.device, bytes, shape, format, group, label)
     }
 
@@ -213,7 +226,7 @@ impl<'a> Load<'a> {
 
     /// A matrix as it is, cut at multiples of `group` rows.
     fn grouped(&mut self, expected: &Expected, group: usize) -> Result<Weights> {
-        let rows = rows(self.view(expected));
+        let rows = rows(self.view(expected))?;
         let [height, columns] = expected.shape[..] else { unreachable!("{} is a matrix", expected.name) };
         let matrix = Matrix { rows: height, columns, row: Box::new(move |i| Some(rows(i))) };
         let weights = self.upload(&matrix, group, &expected.name)?;
@@ -225,7 +238,7 @@ impl<'a> Load<'a> {
     fn values(&self, expected: &Expected) -> Result<Vec<f32>> {
         let found = self.checkpoint.get(&expected.name);
         let values: Vec<f32> = match found {
-            Some(found) => Row { dtype: found.dtype, bytes: found.bytes }.values().collect(),
+            Some(found) => Row { dtype: found.dtype, bytes: found.bytes()? }.values().collect(),
             None => vec![0.0; expected.values()],
         };
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
@@ -239,7 +252,7 @@ impl<'a> Load<'a> {
     /// A vector as f32.
     fn vector(&mut self, expected: &Expected) -> Result<View> {
         let values = self.values(expected)?;
-        self.bytes += size_of_val(&values[..]) as u64;
+        self.tally.bytes += size_of_val(&values[..]) as u64;
         let view = self.device.upload(&values, &expected.name)?.view();
         if self.checkpoint.get(&expected.name).is_some() {
             self.done(&[expected]);
@@ -267,7 +280,7 @@ impl<'a> Load<'a> {
         };
         let (q_rows, kv_rows) = (first.shape[0], tensors.kv_a.shape[0]);
         let kv_offset = q_rows.next_multiple_of(4);
-        let (q, kv) = (rows(self.view(first)), rows(self.view(&tensors.kv_a)));
+        let (q, kv) = (rows(self.view(first))?, rows(self.view(&tensors.kv_a))?);
         let row = move |i| match i {
             i if i < q_rows => Some(q(i)),
             i if i < kv_offset => None,
@@ -297,10 +310,10 @@ impl<'a> Load<'a> {
     fn gated(&mut self, experts: &[GatedTensors], shared: Option<&GatedTensors>) -> Result<GatedWeights> {
         let [width, hidden] = experts[0].gate.shape[..] else { unreachable!("gate is a matrix") };
         let count = experts.len();
-        let of = |load: &Load<'a>, pick: fn(&GatedTensors) -> &Expected| -> Vec<_> {
+        let of = |load: &Load<'a, '_, '_>, pick: fn(&GatedTensors) -> &Expected| -> Result<Vec<_>> {
             experts.iter().chain(shared).map(|expert| rows(load.view(pick(expert)))).collect()
         };
-        let (gate, up) = (of(self, |expert| &expert.gate), of(self, |expert| &expert.up));
+        let (gate, up) = (of(self, |expert| &expert.gate)?, of(self, |expert| &expert.up)?);
         let pieces = shared.map_or(0, |shared| shared.gate.shape[0] / width);
         let row = move |i: usize| {
             // The shared experts' rows are those of one expert that is `pieces` times as wide.
@@ -313,7 +326,7 @@ impl<'a> Load<'a> {
         let gate_up = self.upload(&matrix, 2 * if all > 1 { width } else { 1 }, &experts[0].gate.name)?;
         let both = experts.iter().chain(shared).flat_map(|expert| [&expert.gate, &expert.up]);
         self.done(&both.collect::<Vec<_>>());
-        let down = of(self, |expert| &expert.down);
+        let down = of(self, |expert| &expert.down)?;
         let row = move |i: usize| {
             let expert = i / hidden;
             let row = down[expert.min(down.len() - 1)](i % hidden);
@@ -364,7 +377,7 @@ impl<'a> Load<'a> {
 
     /// Always f32: a score that is off by a bit sends a token elsewhere.
     fn router(&mut self, expected: &Expected) -> Result<Weights> {
-        let row = rows(self.view(expected));
+        let row = rows(self.view(expected))?;
         let (height, columns) = (expected.shape[0], expected.shape[1]);
         let bytes = Matrix { rows: height, columns, row: Box::new(move |i| Some(row(i))) }.pack_f32();
         let weights = self.upload_as(WeightFormat::F32, &bytes, (height, columns), 1, &expected.name)?;
@@ -378,8 +391,10 @@ impl<'a> Load<'a> {
         let [experts, double, hidden] = gate_up.shape[..] else { unreachable!("{} has three sides", gate_up.name) };
         let width = double / 2;
         let pieces = shared.map_or(0, |shared| shared.gate.shape[0] / width);
-        let of = |load: &Load<'a>, pick: fn(&GatedTensors) -> &Expected| shared.map(|s| rows(load.view(pick(s))));
-        let (all, gate, up) = (rows(self.view(gate_up)), of(self, |s| &s.gate), of(self, |s| &s.up));
+        let of = |load: &Load<'a, '_, '_>, pick: fn(&GatedTensors) -> &Expected| {
+            shared.map(|s| rows(load.view(pick(s)))).transpose()
+        };
+        let (all, gate, up) = (rows(self.view(gate_up))?, of(self, |s| &s.gate)?, of(self, |s| &s.up)?);
         let row = move |i: usize| match if i.is_multiple_of(2) { &gate } else { &up } {
             Some(shared) if i >= experts * double => Some(shared((i - experts * double) / 2)),
             _ => Some(all(i / double * double + i % 2 * width + i % double / 2)),
@@ -388,7 +403,7 @@ impl<'a> Load<'a> {
         let gate_up_weights = self.upload(&matrix, double, &gate_up.name)?;
         let more = shared.map_or(vec![], |shared| vec![&shared.gate, &shared.up]);
         self.done(&[&[gate_up], &more[..]].concat());
-        let (all, last) = (rows(self.view(down)), of(self, |s| &s.down));
+        let (all, last) = (rows(self.view(down))?, of(self, |s| &s.down)?);
         let row = move |i: usize| match &last {
             Some(shared) if i >= experts * hidden => {
                 Some(shared(i % hidden).columns((i / hidden - experts) * width, width))
@@ -403,8 +418,9 @@ impl<'a> Load<'a> {
 }
 
 /// The rows of a tensor: slices along its last side.
-fn rows<'a>(tensor: TensorView<'a>) -> impl Fn(usize) -> Row<'a> + Sync + use<'a> {
+fn rows<'a>(tensor: TensorView<'a>) -> Result<impl Fn(usize) -> Row<'a> + Sync + use<'a>> {
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let length = columns * tensor.dtype.bytes().expect("the table of tensors was checked");
-    move |i| Row { dtype: tensor.dtype, bytes: &tensor.bytes[i * length..(i + 1) * length] }
+    let (dtype, bytes) = (tensor.dtype, tensor.bytes()?);
+    Ok(move |i| Row { dtype, bytes: &bytes[i * length..(i + 1) * length] })
 }

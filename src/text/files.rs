@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// The text of a file; `None` where there is no such file.
 pub(super) fn text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
+    match crate::disk::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Io { path: path.to_path_buf(), source }),

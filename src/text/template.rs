@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
+use web_time::{SystemTime, UNIX_EPOCH};
 
 use super::{files, json};
 use crate::{Error, Result};

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::shard::{Entry, Shard};
+use crate::disk;
 use crate::{Error, Result};
 
 const WHOLE: &str = "model.safetensors";
@@ -48,7 +50,7 @@ impl fmt::Display for Dtype {
 }
 
 /// A tensor in a checkpoint.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct TensorView<'a> {
     /// Its name.
     pub name: &'a str,
@@ -56,19 +58,38 @@ pub struct TensorView<'a> {
     pub dtype: Dtype,
     /// Its shape; a matrix is `[out, in]`.
     pub shape: &'a [usize],
-    /// Its numbers, row-major, little-endian, at no alignment.
-    pub bytes: &'a [u8],
     /// The file it stands in.
     pub file: &'a Path,
+    /// Its size, bytes.
+    pub size: usize,
+    shard: &'a Shard,
+    entry: usize,
 }
 
-/// A folder's tensors, mapped into memory: nothing is read before it is asked for.
+impl<'a> TensorView<'a> {
+    /// Its numbers, row-major, little-endian, at no alignment.
+    ///
+    /// # Errors
+    /// [`Error::Io`] in a browser, where a file is read only now.
+    pub fn bytes(&self) -> Result<&'a [u8]> {
+        self.shard.bytes(self.entry)
+    }
+}
+
+impl fmt::Debug for TensorView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} {} {:?} in {}", self.name, self.dtype, self.shape, self.file.display())
+    }
+}
+
+/// A folder's tensors: nothing is read before it is asked for. In a browser what was read is held until the
+/// checkpoint is dropped: [`Checkpoint::again`].
 pub struct Checkpoint {
     folder: PathBuf,
     source: PathBuf,
     shards: Vec<Shard>,
     /// Shard and entry of each name.
-    names: BTreeMap<String, (usize, usize)>,
+    names: Arc<BTreeMap<String, (usize, usize)>>,
 }
 
 impl Checkpoint {
@@ -78,12 +99,12 @@ impl Checkpoint {
     /// [`Error::Io`], or [`Error::Invalid`] naming the file and the tensor, what was expected and found.
     pub fn open(folder: &Path) -> Result<Checkpoint> {
         let (whole, index) = (folder.join(WHOLE), folder.join(INDEX));
-        if whole.is_file() {
+        if disk::is_file(&whole) {
             let shards = vec![Shard::open(&whole)?];
-            let names = names(&shards)?;
+            let names = Arc::new(names(&shards)?);
             return Ok(Checkpoint { folder: folder.into(), source: whole, shards, names });
         }
-        if !index.is_file() {
+        if !disk::is_file(&index) {
             let found = contents(folder)?;
             let expected = format!("{WHOLE} or {INDEX}");
             return Err(Error::Invalid { file: folder.into(), what: "the folder".into(), expected, found });
@@ -93,7 +114,7 @@ impl Checkpoint {
         files.sort_unstable();
         files.dedup();
         let shards = files.iter().map(|file| open_shard(&index, folder, file, &listed)).collect::<Result<Vec<_>>>()?;
-        let names = names(&shards)?;
+        let names = Arc::new(names(&shards)?);
         agree(&index, &listed, &shards, &names)?;
         Ok(Checkpoint { folder: folder.into(), source: index, shards, names })
     }
@@ -122,20 +143,30 @@ impl Checkpoint {
     /// Lets a tensor's pages leave memory. It can still be read.
     pub fn release(&self, name: &str) {
         if let Some((shard, entry)) = self.names.get(name) {
-            self.shards[*shard].release(&self.shards[*shard].entries[*entry]);
+            self.shards[*shard].release(*entry);
+        }
+    }
+
+    /// The same checkpoint, with nothing of it in memory.
+    pub fn again(&self) -> Checkpoint {
+        Checkpoint {
+            folder: self.folder.clone(),
+            source: self.source.clone(),
+            shards: self.shards.iter().map(Shard::again).collect(),
+            names: self.names.clone(),
         }
     }
 
     fn view<'a>(&'a self, name: &'a str, (shard, entry): (usize, usize)) -> TensorView<'a> {
         let shard = &self.shards[shard];
-        let entry: &Entry = &shard.entries[entry];
-        let dtype = match entry.dtype {
+        let Entry { dtype, shape, range, .. } = &shard.entries[entry];
+        let dtype = match *dtype {
             safetensors::tensor::Dtype::BF16 => Dtype::Bf16,
             safetensors::tensor::Dtype::F16 => Dtype::F16,
             safetensors::tensor::Dtype::F32 => Dtype::F32,
             other => Dtype::Other(other),
         };
-        TensorView { name, dtype, shape: &entry.shape, bytes: shard.bytes(entry), file: &shard.path }
+        TensorView { name, dtype, shape, file: &shard.path, size: range.1 - range.0, shard, entry }
     }
 }
 
@@ -145,8 +176,7 @@ fn wrong(file: &Path, what: String, expected: &str, found: String) -> Error {
 
 /// What a folder without a checkpoint holds, for its error.
 fn contents(folder: &Path) -> Result<String> {
-    let list = std::fs::read_dir(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
-    let mut names: Vec<String> = list.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+    let mut names = disk::names(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
     names.sort_unstable();
     let more = if names.len() > 8 { ", ..." } else { "" };
     names.truncate(8);
@@ -169,7 +199,7 @@ fn names(shards: &[Shard]) -> Result<BTreeMap<String, (usize, usize)>> {
 
 /// `weight_map` of an index: tensor to file.
 fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read(index).map_err(|source| Error::Io { path: index.into(), source })?;
+    let text = disk::read(index).map_err(|source| Error::Io { path: index.into(), source })?;
     let value: Value = serde_json::from_slice(&text)
         .map_err(|fault| wrong(index, "the whole".into(), "a JSON object", format!("a fault: {fault}")))?;
     let Some(Value::Object(map)) = value.get("weight_map") else {
@@ -193,7 +223,7 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
 
 fn open_shard(index: &Path, folder: &Path, file: &str, listed: &BTreeMap<String, String>) -> Result<Shard> {
     let path = folder.join(file);
-    if !path.is_file() {
+    if !disk::is_file(&path) {
         let tensor = listed.iter().find(|(_, at)| *at == file).map(|(tensor, _)| tensor.as_str()).unwrap_or_default();
         let what = format!("tensor '{tensor}'");
         return Err(wrong(index, what, &format!("the file {file}"), "no such file in the folder".into()));

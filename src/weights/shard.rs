@@ -1,16 +1,16 @@
-//! One safetensors file, mapped into memory.
+//! One safetensors file.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, SafeTensorError};
+use safetensors::tensor::Dtype;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::disk::Bytes;
 use crate::{Error, Result};
 
 /// The header's length stands in so many bytes.
@@ -28,113 +28,112 @@ pub(super) struct Entry {
 /// A file and what its header says, checked.
 pub(super) struct Shard {
     pub(super) path: PathBuf,
-    pub(super) entries: Vec<Entry>,
-    map: Mmap,
+    pub(super) entries: Arc<Vec<Entry>>,
+    file: Bytes,
+    /// Of each entry what was read, where the file is not mapped.
+    held: Vec<OnceLock<Vec<u8>>>,
 }
 
 impl Shard {
-    /// Maps the file and reads its header.
+    /// Opens the file and reads its header.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Invalid`] naming what is wrong with the header or with which tensor.
     pub(super) fn open(path: &Path) -> Result<Shard> {
         let io = |source| Error::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() < LENGTH_BYTES as u64 {
-            let found = format!("{} bytes", file.metadata().map_err(io)?.len());
-            return Err(wrong(path, "the header's length", "8 bytes", &found));
+        let file = Bytes::open(path).map_err(io)?;
+        if file.len() < LENGTH_BYTES as u64 {
+            return Err(wrong(path, "the header's length", "8 bytes", &format!("{} bytes", file.len())));
         }
-        let map = map(&file).map_err(io)?;
-        let entries = entries(path, &map)?;
-        Ok(Shard { path: path.into(), entries, map })
+        let length = file.get(0..LENGTH_BYTES).map_err(io)?;
+        let length = u64::from_le_bytes(length[..].try_into().expect("eight bytes"));
+        let rest = file.len() - LENGTH_BYTES as u64;
+        let within = usize::try_from(length).ok().filter(|_| length <= rest);
+        let Some(length) = within else {
+            let found = format!("a length of {length}; the file is truncated or no safetensors file");
+            return Err(wrong(path, "the header", &format!("at most {rest} bytes, as the file has"), &found));
+        };
+        let start = LENGTH_BYTES + length;
+        let entries = Arc::new(entries(path, &file.get(LENGTH_BYTES..start).map_err(io)?, start, file.len())?);
+        Ok(Shard::of(path.into(), entries, file))
     }
 
-    pub(super) fn bytes(&self, entry: &Entry) -> &[u8] {
-        &self.map[entry.range.0..entry.range.1]
+    fn of(path: PathBuf, entries: Arc<Vec<Entry>>, file: Bytes) -> Shard {
+        let held = entries.iter().map(|_| OnceLock::new()).collect();
+        Shard { path, entries, file, held }
     }
 
-    /// Tells the system that a tensor's pages may leave memory; reading them again brings them back.
-    #[cfg(unix)]
-    #[allow(unsafe_code, reason = "unchecked advice may zero private pages; these are the file's own and read-only")]
-    pub(super) fn release(&self, entry: &Entry) {
-        let length = entry.range.1 - entry.range.0;
-        // SAFETY: the map is a read-only view of a file, whose dropped pages are read from it again.
-        // A system that does not take the advice loses nothing.
-        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, entry.range.0, length) };
+    /// The same file, with nothing of it in memory.
+    pub(super) fn again(&self) -> Shard {
+        Shard::of(self.path.clone(), self.entries.clone(), self.file.clone())
     }
 
-    #[cfg(not(unix))]
-    pub(super) fn release(&self, _: &Entry) {}
-}
+    /// A tensor's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file is not mapped and cannot be read.
+    pub(super) fn bytes(&self, entry: usize) -> Result<&[u8]> {
+        let (held, (start, end)) = (&self.held[entry], self.entries[entry].range);
+        if let Some(bytes) = held.get() {
+            return Ok(bytes);
+        }
+        match self.file.get(start..end) {
+            Ok(Cow::Borrowed(bytes)) => Ok(bytes),
+            Ok(Cow::Owned(bytes)) => Ok(held.get_or_init(|| bytes)),
+            Err(source) => Err(Error::Io { path: self.path.clone(), source }),
+        }
+    }
 
-#[allow(unsafe_code, reason = "a map of a file is sound while nobody changes the file; every loader relies on it")]
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the file is opened for reading and never written by lamina.
-    unsafe { Mmap::map(file) }
+    /// Tells the system that a tensor may leave memory; reading it again brings it back.
+    pub(super) fn release(&self, entry: usize) {
+        let (start, end) = self.entries[entry].range;
+        self.file.release(start..end);
+    }
 }
 
 fn wrong(path: &Path, what: &str, expected: &str, found: &str) -> Error {
     Error::Invalid { file: path.into(), what: what.into(), expected: expected.into(), found: found.into() }
 }
 
-/// What the header of a whole file says.
-fn entries(path: &Path, file: &[u8]) -> Result<Vec<Entry>> {
-    let start = check(path, file)?;
-    let (_, metadata) = SafeTensors::read_metadata(file).map_err(|fault| refused(path, fault))?;
-    let entry = |name: String| {
-        let info = metadata.info(&name).expect("a name that the header gave");
-        let (begin, end) = info.data_offsets;
-        let range = (start + begin, start + end);
-        Entry { name, dtype: info.dtype, shape: info.shape.clone(), range }
-    };
-    Ok(metadata.offset_keys().into_iter().map(entry).collect())
-}
-
-/// What the safetensors crate finds beyond [`check`].
-fn refused(path: &Path, fault: SafeTensorError) -> Error {
-    match fault {
-        SafeTensorError::InvalidOffset(name) => {
-            let expected = "data that starts where the tensor before it ends";
-            wrong(path, &format!("tensor '{name}'"), expected, "a gap or an overlap")
-        }
-        SafeTensorError::MetadataIncompleteBuffer => {
-            wrong(path, "the file's length", "the end of the last tensor", "more bytes")
-        }
-        other => wrong(path, "the header", "a safetensors header", &other.to_string()),
-    }
-}
-
-/// Checks a header one tensor after the other, so that a fault has a name. Gives the first byte of the data.
-fn check(path: &Path, file: &[u8]) -> Result<usize> {
-    let (length, rest) = file.split_at(LENGTH_BYTES);
-    let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
-    let within = usize::try_from(length).ok().filter(|length| *length <= rest.len());
-    let Some(length) = within else {
-        let found = format!("a length of {length}; the file is truncated or no safetensors file");
-        return Err(wrong(path, "the header", &format!("at most {} bytes, as the file has", rest.len()), &found));
-    };
-    let (header, data) = rest.split_at(length);
+/// What a header says, checked one tensor after the other, so that a fault has a name. The data start at byte
+/// `start` of a file of `length` bytes.
+fn entries(path: &Path, header: &[u8], start: usize, length: u64) -> Result<Vec<Entry>> {
     let text = std::str::from_utf8(header)
         .map_err(|fault| wrong(path, "the header", "UTF-8", &format!("a fault: {fault}")))?;
     let Header(fields) = serde_json::from_str(text)
         .map_err(|fault| wrong(path, "the header", "a JSON object", &format!("a fault: {fault}")))?;
-    let mut seen = HashSet::new();
+    let data = length - start as u64;
+    let (mut seen, mut entries) = (HashSet::new(), Vec::new());
     for (name, value) in &fields {
         let what = format!("tensor '{name}'");
         if !seen.insert(name) {
             return Err(wrong(path, &what, "one of this name", "two"));
         }
         if name != "__metadata__" {
-            check_tensor(path, &what, value, data.len())?;
+            let (dtype, shape, [begin, end]) = tensor(path, &what, value, data)?;
+            entries.push(Entry { name: name.clone(), dtype, shape, range: (start + begin, start + end) });
         }
     }
-    Ok(LENGTH_BYTES + length)
+    entries.sort_by_key(|entry| entry.range);
+    let mut at = start;
+    for entry in &entries {
+        if entry.range.0 != at {
+            let expected = "data that starts where the tensor before it ends";
+            return Err(wrong(path, &format!("tensor '{}'", entry.name), expected, "a gap or an overlap"));
+        }
+        at = entry.range.1;
+    }
+    if at as u64 != length {
+        return Err(wrong(path, "the file's length", "the end of the last tensor", "more bytes"));
+    }
+    Ok(entries)
 }
 
-fn check_tensor(path: &Path, what: &str, value: &Value, data: usize) -> Result<()> {
-    let dtype = value.get("dtype").cloned().unwrap_or_default();
-    let bits = serde_json::from_value::<Dtype>(dtype.clone()).map(|dtype| dtype.bitsize());
-    let bits = bits.map_err(|_| wrong(path, what, "a dtype such as BF16, F16 or F32", &dtype.to_string()))?;
+/// A tensor's dtype, shape, and range behind the header.
+fn tensor(path: &Path, what: &str, value: &Value, data: u64) -> Result<(Dtype, Vec<usize>, [usize; 2])> {
+    let named = value.get("dtype").cloned().unwrap_or_default();
+    let dtype = serde_json::from_value::<Dtype>(named.clone());
+    let dtype = dtype.map_err(|_| wrong(path, what, "a dtype such as BF16, F16 or F32", &named.to_string()))?;
     let lengths = |field: &str| -> Option<Vec<usize>> {
         let list = value.get(field)?.as_array()?;
         list.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect()
@@ -146,19 +145,19 @@ fn check_tensor(path: &Path, what: &str, value: &Value, data: usize) -> Result<(
     let Some([begin, end]) = lengths("data_offsets").and_then(|list| <[usize; 2]>::try_from(list).ok()) else {
         return Err(wrong(path, what, "data_offsets, a list of two numbers", &shown("data_offsets")));
     };
-    if begin > end || end > data {
+    if begin > end || end as u64 > data {
         let found = format!("data_offsets [{begin}, {end}]; the file is truncated or its header lies");
         return Err(wrong(path, what, &format!("data within the {data} bytes behind the header"), &found));
     }
     let values = shape.iter().try_fold(1usize, |all, length| all.checked_mul(*length));
-    let Some(needed) = values.and_then(|values| values.checked_mul(bits)) else {
+    let Some(needed) = values.and_then(|values| values.checked_mul(dtype.bitsize())) else {
         return Err(wrong(path, what, "a shape whose size can be counted", &format!("{shape:?}")));
     };
     if needed != (end - begin) * 8 {
-        let expected = format!("{} bytes for shape {shape:?} of {}", needed.div_ceil(8), dtype.as_str().unwrap_or("?"));
+        let expected = format!("{} bytes for shape {shape:?} of {}", needed.div_ceil(8), named.as_str().unwrap_or("?"));
         return Err(wrong(path, what, &expected, &format!("{} bytes", end - begin)));
     }
-    Ok(())
+    Ok((dtype, shape, [begin, end]))
 }
 
 /// The header's fields in their order, two of one name both kept.
