@@ -239,6 +239,17 @@ fn only_the_gpu_folder_names_wgpu() {
 }
 
 #[test]
+fn the_bindgen_tool_has_the_version_of_the_lock_file() {
+    let version = |path: &str, package: &str| {
+        let lock = text(&root().join(path));
+        let rest = lock.split(&format!("name = \"{package}\"\nversion = \"")).nth(1).expect("the lock names it");
+        rest.split('"').next().expect("a version").to_string()
+    };
+    let tool = version("demos/bindgen/Cargo.lock", "wasm-bindgen-cli-support");
+    assert_eq!(version("Cargo.lock", "wasm-bindgen"), tool, "wasm-bindgen and demos/bindgen");
+}
+
+#[test]
 fn an_import_is_found_in_every_form() {
     let code = "use crate::gpu::{Caps, View};\nuse crate::{Error, kernels::{ALL, Set}, num};\nlet x = crate::check::y;";
     assert_eq!(imports(code), ["gpu", "Error", "kernels", "num", "check"]);
@@ -252,7 +263,7 @@ fn words(command: &str) -> Vec<&str> {
 
 #[test]
 fn the_readme_s_links_and_commands_exist() {
-    for document in ["README.md", "docs/architecture.md", "docs/kernels.md", "docs/cli.md"] {
+    for document in ["README.md", "docs/architecture.md", "docs/kernels.md", "docs/cli.md", "docs/web.md"] {
         let text = text(&root().join(document));
         let folder = root().join(document).parent().expect("a folder").to_path_buf();
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

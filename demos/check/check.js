@@ -1,0 +1,154 @@
+// The check page: the cases of `lamina check` in this tab.
+import { Lamina } from '../lamina/index.js';
+import { withoutGpu } from '../gpu.js';
+
+const $ = (id) => document.getElementById(id);
+const query = new URLSearchParams(location.search);
+const element = (tag, text, properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
+const mib = (bytes) => bytes >= 1 << 30 ? `${+(bytes / 2 ** 30).toFixed(2)} GiB` : `${+(bytes / 2 ** 20).toFixed(2)} MiB`;
+
+let device, report, stop;
+
+/** One row a kernel and variant: what the table, the markdown and the link show. */
+function summary({ results }) {
+  const rows = new Map();
+  for (const one of results) {
+    const key = `${one.kernel} ${one.variant}`;
+    const row = rows.get(key) ?? { kernel: one.kernel, variant: one.variant, passed: 0, failed: 0, share: 0, error: 0 };
+    one.passed ? row.passed++ : row.failed++;
+    // JSON has no NaN: null stands for it, and is the worst there is.
+    const share = one.nmse === null ? Infinity : one.nmse === 0 ? 0 : one.nmse / one.tolerance;
+    row.share = Math.max(row.share, share);
+    row.error = Math.max(row.error, one.max_error ?? Infinity);
+    rows.set(key, row);
+  }
+  return [...rows.values()];
+}
+
+const shared = () => ({
+  adapter: report.adapter, backend: report.backend, device_type: report.device_type, cases: report.cases,
+  failed: report.failed, rows: report.rows ?? summary(report), agent: report.agent ?? navigator.userAgent,
+});
+const headline = ({ cases, failed }) => `${cases} cases: ${cases - failed} passed, ${failed} failed`;
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function show() {
+  const all = shared();
+  $('verdict').hidden = false;
+  $('headline').textContent = headline(all);
+  $('headline').className = all.failed ? 'bad' : 'good';
+  $('rows').replaceChildren(...all.rows.map((row) => {
+    const line = document.createElement('tr');
+    line.append(element('td', row.kernel), element('td', row.variant), element('td', row.passed, { className: 'number' }),
+      element('td', row.failed, { className: row.failed ? 'number bad' : 'number' }),
+      element('td', percent(row.share), { className: 'number' }), element('td', row.error.toExponential(1), { className: 'number' }));
+    return line;
+  }));
+  const failures = report.failures ?? [];
+  $('failures').textContent = failures.map((one) =>
+    `${one.kernel} ${one.variant}, ${one.case}: NMSE ${one.nmse}, tolerance ${one.tolerance}, largest error ${one.max_error}\n  ${one.place ?? ''}`).join('\n');
+  $('json').hidden = !report.results;
+}
+
+function markdown() {
+  const all = shared();
+  const rows = all.rows.map((r) => `| ${r.kernel} | ${r.variant} | ${r.passed} | ${r.failed} | ${percent(r.share)} | ${r.error.toExponential(1)} |`);
+  return [`${all.adapter} (${all.backend}), ${all.agent}`, '', headline(all), '',
+    '| kernel | variant | passed | failed | worst, of its tolerance | largest error |', '| --- | --- | --- | --- | --- | --- |',
+    ...rows, ''].join('\n');
+}
+
+async function packed(bytes, way) {
+  const through = way === 'pack' ? new CompressionStream('deflate-raw') : new DecompressionStream('deflate-raw');
+  return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(through)).arrayBuffer());
+}
+
+async function link() {
+  const bytes = await packed(new TextEncoder().encode(JSON.stringify(shared())), 'pack');
+  const text = btoa(String.fromCharCode(...bytes)).replaceAll('+', '-').replaceAll('/', '_').replace(/=+$/, '');
+  return `${location.origin}${location.pathname}#result=${text}`;
+}
+
+async function fromLink() {
+  const text = /^#result=(.+)$/.exec(location.hash)?.[1];
+  if (!text) return;
+  try {
+    const bytes = Uint8Array.from(atob(text.replaceAll('-', '+').replaceAll('_', '/')), (c) => c.charCodeAt(0));
+    report = JSON.parse(new TextDecoder().decode(await packed(bytes, 'unpack')));
+    show();
+    $('what').textContent = `A result that was shared: ${report.adapter}, ${report.agent}.`;
+  } catch {
+    $('what').textContent = 'The link holds no result that can be read.';
+  }
+}
+
+async function run() {
+  stop = new AbortController();
+  $('run').disabled = true;
+  $('stop').hidden = $('bar').hidden = false;
+  $('verdict').hidden = true;
+  const results = [];
+  try {
+    report = await Lamina.check({
+      device: $('twins').checked ? 'cpu' : 'gpu', kernels: query.get('kernels')?.split(',') ?? [], every: Number(query.get('every') ?? 1), signal: stop.signal,
+      onProgress({ done, total, kernel, outcomes }) {
+        results.push(...outcomes);
+        Object.assign($('bar'), { value: done, max: total });
+        const failed = results.filter((one) => !one.passed).length;
+        $('status').textContent = `${done} of ${total} cases, ${kernel}${failed ? `; ${failed} failed` : ''}`;
+      },
+    });
+    report.failures = results.filter((one) => !one.passed);
+    show();
+    $('status').textContent = `The slowest case took ${report.slowest_case_s.toFixed(1)} s.`;
+  } catch (error) {
+    $('status').textContent = error.code === 'abort' ? 'Stopped.' : `${error.message} (${error.code})`;
+  } finally {
+    $('run').disabled = false;
+    $('stop').hidden = $('bar').hidden = true;
+    document.body.dataset.done = report ? `${report.cases} ${report.failed}` : 'failed';
+  }
+}
+
+const say = (text) => { $('said').textContent = text; };
+$('run').onclick = run;
+$('stop').onclick = () => stop?.abort();
+$('markdown').onclick = () => navigator.clipboard.writeText(markdown()).then(() => say('Copied.'), () => say(markdown()));
+$('link').onclick = async () => { const url = await link(); history.replaceState(null, '', url); navigator.clipboard.writeText(url).then(() => say('Copied.'), () => say('It is in the address bar.')); };
+$('json').onclick = () => {
+  const url = URL.createObjectURL(new Blob([JSON.stringify({ ...report, failures: undefined }, null, 2)], { type: 'application/json' }));
+  Object.assign(document.createElement('a'), { href: url, download: 'lamina-check.json' }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+};
+
+const support = await Lamina.support();
+const fact = (name, value) => [element('dt', name), element('dd', value)];
+device = await Lamina.device({ device: support.webgpu ? 'gpu' : 'cpu' });
+const { caps } = device;
+const facts = element('dl', '', { className: 'facts' });
+facts.append(...[
+  ['f16 in shaders', caps.f16 ? 'yes' : 'no'], ['workgroup memory', `${caps.workgroup_bytes >> 10} KiB`],
+  ['invocations', caps.invocations], ['storage buffers', caps.storage_buffers],
+  ['largest binding', mib(caps.binding_bytes)], ['largest buffer', mib(caps.buffer_bytes)],
+  ['timestamps', caps.timestamps ? 'yes' : 'no'],
+].flatMap(([name, value]) => fact(name, value)));
+const paths = element('details', '', { className: 'small' });
+paths.append(element('summary', 'Which path each kernel takes here, and why', { className: 'soft' }));
+const table = element('table', '');
+for (const { kernel, variant, why } of device.paths) {
+  const line = document.createElement('tr');
+  line.append(element('td', kernel), element('td', variant), element('td', why));
+  table.append(line);
+}
+const scroll = element('div', '', { className: 'scroll' });
+scroll.append(table);
+paths.append(scroll);
+$('adapter').replaceChildren(element('h2', caps.name), element('div', caps.driver, { className: 'small soft' }), facts, paths);
+if (!support.webgpu) {
+  $('adapter').prepend(withoutGpu(support.reason));
+  $('twins').checked = $('twins').disabled = true;
+}
+$('work').hidden = false;
+await fromLink();
+document.body.dataset.ready = 'yes';
+if (query.has('run')) run();
