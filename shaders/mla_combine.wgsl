@@ -1,8 +1,9 @@
 // The splits of each (token, head) row merged by log-sum-exp; with VALUES then W_UV of a chunk of heads.
-// Grid: x parts of PART value rows (1 without VALUES), y heads of the chunk, z blocks of TOKENS tokens.
+// Grid: x parts of PART value rows (without VALUES of COLUMNS vec4), y heads of the chunk, z blocks of TOKENS
+// tokens; with SERIAL blocks of rows, folded into y.
 // lib: batch, reduce_* (reduce_sum, reduce_max), unpack4_* (Packed4, unpack4).
 // Constants: R latent width, N rows of W_UK and V of W_UV, VALUES, WORKGROUP,
-// TOKENS that share a read of W_UV, PART.
+// TOKENS that share a read of W_UV, PART, COLUMNS vec4 that are merged at once, SERIAL: a lane merges alone.
 
 struct Params {
   tokens: u32,
@@ -20,7 +21,6 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;          // [tokens, heads], natural logarithm
 
 const QUADS = R / 4u;                        // vec4 of a latent
-const COLUMNS = min(QUADS, WORKGROUP);       // of them that are merged at once
 const GROUPS = WORKGROUP / COLUMNS;          // groups of lanes that share the splits
 const STRIDE = (R + 31u) / 32u * 8u;         // vec4 a row of kv_b
 const LANES = 16u;                           // that share a row of W_UV
@@ -33,8 +33,45 @@ var<workgroup> weights: array<f32, WORKGROUP>;              // of the splits
 var<workgroup> latents: array<vec4<f32>, TOKENS * QUADS>;   // [TOKENS, QUADS]
 var<workgroup> scratch: array<vec4<f32>, WORKGROUP>;
 
+fn write_latent(token: u32, head: u32, column: u32, value: vec4<f32>) {
+  let at = token * params.output_stride + head * R + 4u * column;
+  output[at] = value.x;
+  output[at + 1u] = value.y;
+  output[at + 2u] = value.z;
+  output[at + 3u] = value.w;
+}
+
+// Merges the splits of a row, from vec4 `start` of its latent on every COLUMNS-th, with no help of other lanes.
+fn merge_alone(token: u32, head: u32, start: u32) {
+  let sequence = batch[rows[token].sequence];
+  let first = (sequence.first_partial + token - sequence.first_row) * params.heads + head;
+  let step = sequence.tokens * params.heads;
+  var largest = NOTHING;
+  for (var s = 0u; s < sequence.splits; s++) {
+    largest = max(largest, partials[(first + s * step) * (QUADS + 1u) + QUADS].x);
+  }
+  for (var column = start; column < QUADS; column += COLUMNS) {
+    var sum = 0.0;
+    var merged = vec4<f32>(0.0);
+    for (var s = 0u; s < sequence.splits; s++) {
+      let at = (first + s * step) * (QUADS + 1u);
+      let found = partials[at + QUADS].x;
+      let part = partials[at + column];
+      if (found > 0.5 * NOTHING) { // else it may be no number
+        let weight = exp2(found - largest);
+        sum += weight;
+        merged += weight * part;
+      }
+    }
+    write_latent(token, head, column, merged / max(sum, 1e-30));
+    if (column == 0u) {
+      lse[token * params.heads + head] = select(NOTHING, (largest + log2(max(sum, 1e-30))) * LN_2, sum > 0.0);
+    }
+  }
+}
+
 // Merges the splits of a row into latents[t].
-fn merge(t: u32, token: u32, head: u32, lane: u32, writes_lse: bool) {
+fn merge(t: u32, token: u32, head: u32, lane: u32, part_of: u32) {
   let sequence = batch[rows[token].sequence];
   let splits = min(sequence.splits, WORKGROUP);
   let first = (sequence.first_partial + token - sequence.first_row) * params.heads + head;
@@ -48,16 +85,18 @@ fn merge(t: u32, token: u32, head: u32, lane: u32, writes_lse: bool) {
   let weight = select(0.0, exp2(found - largest), found > 0.5 * NOTHING);
   let sum = reduce_sum(weight, lane);
   weights[lane] = weight / max(sum, 1e-30);
-  if (writes_lse && lane == 0u) {
+  if (part_of == 0u && lane == 0u) {
     lse[token * params.heads + head] = select(NOTHING, (largest + log2(max(sum, 1e-30))) * LN_2, sum > 0.0);
   }
   workgroupBarrier();
 
   let group = lane / COLUMNS;
-  for (var base = 0u; base < QUADS; base += COLUMNS) {
+  let first_column = select(part_of * COLUMNS, 0u, VALUES);
+  let end_column = select(min(first_column + COLUMNS, QUADS), QUADS, VALUES);
+  for (var base = first_column; base < end_column; base += COLUMNS) {
     let column = base + lane % COLUMNS;
     var merged = vec4<f32>(0.0);
-    if (column < QUADS && group < GROUPS) {
+    if (column < end_column && group < GROUPS) {
       for (var s = group; s < splits; s += GROUPS * UNROLL) {
         var part: array<vec4<f32>, UNROLL>;
         for (var k = 0u; k < UNROLL; k++) {
@@ -81,15 +120,11 @@ fn merge(t: u32, token: u32, head: u32, lane: u32, writes_lse: bool) {
         }
       }
     }
-    if (column < QUADS && group == 0u) {
+    if (column < end_column && group == 0u) {
       if (VALUES) {
         latents[t * QUADS + column] = merged;
       } else {
-        let at = token * params.output_stride + head * R + 4u * column;
-        output[at] = merged.x;
-        output[at + 1u] = merged.y;
-        output[at + 2u] = merged.z;
-        output[at + 3u] = merged.w;
+        write_latent(token, head, column, merged);
       }
     }
   }
@@ -97,12 +132,23 @@ fn merge(t: u32, token: u32, head: u32, lane: u32, writes_lse: bool) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+  @builtin(workgroup_id) block: vec3<u32>,
+  @builtin(num_workgroups) blocks: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  if (SERIAL) {
+    let row = (block.x + block.y * blocks.x) * GROUPS + lane / COLUMNS;
+    if (lane / COLUMNS < GROUPS && row < params.tokens * params.heads) {
+      merge_alone(row / params.heads, row % params.heads, lane % COLUMNS);
+    }
+    return;
+  }
   let head = params.first_head + block.y;
   let first = block.z * TOKENS;
   let count = min(TOKENS, params.tokens - first);
   for (var t = 0u; t < count; t++) {
-    merge(t, first + t, head, lane, block.x == 0u);
+    merge(t, first + t, head, lane, block.x);
   }
   if (VALUES) {
     let start = (block.y * (N + V) + N) * STRIDE;

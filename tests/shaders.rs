@@ -73,7 +73,6 @@ fn all() -> Vec<Parsed> {
     for caps in machines() {
         for kernel in ALL.iter() {
             let shaders = (kernel.shaders)(&caps);
-            assert!(!shaders.is_empty(), "{} has no variant on {}", kernel.name, caps.name);
             for (variant, shader) in shaders {
                 if seen.insert(shader.key().to_string()) {
                     parsed.push(parse(&caps, kernel.name, variant, &shader));
@@ -120,7 +119,9 @@ fn the_shaders_that_measure_ceilings_parse_and_validate_and_name_their_bindings(
 #[test]
 fn every_variant_parses_and_validates_and_has_one_entry_point_main() {
     let all = all();
-    assert!(all.len() >= ALL.len());
+    for kernel in ALL.iter() {
+        assert!(all.iter().any(|p| p.kernel == kernel.name), "{} has no variant on any machine", kernel.name);
+    }
     for p in all {
         let entries: Vec<_> = p.module.entry_points.iter().map(|e| (e.name.as_str(), e.stage)).collect();
         assert_eq!(entries, [("main", ShaderStage::Compute)], "{}", p.what);

@@ -25,6 +25,7 @@ benches![
     mla_append,
     mla_combine,
     mla_decode,
+    mla_decode_coop,
     mla_decode_fused,
     mla_gather,
     mla_prefill,
@@ -62,6 +63,10 @@ fn time(kernel: &str) {
     let entry = ALL.iter().find(|e| e.name == kernel).expect("the kernel is in the list");
     for case in 0..(entry.cases)(Set::Timed).len() {
         let case = (entry.cases)(Set::Timed).swap_remove(case);
+        if (case.variants)(device.caps()).is_empty() {
+            println!("{kernel}: {} cannot run {}", device.caps().label(), case.name);
+            continue;
+        }
         let prepared = Prepared::new(case).expect("the cpu device has no faults");
         for variant in (prepared.case().variants)(device.caps()) {
             match bench::time(&device, &prepared, variant, cold) {

@@ -55,7 +55,7 @@ impl Report {
 /// `full` takes the product of the parameters instead of their pairs, and leaves none out.
 pub fn select(kernels: &[&Entry], caps: &Caps, full: bool) -> (Vec<AnyCase>, usize) {
     let set = if full { Set::Full } else { Set::Pairs };
-    let all = kernels.iter().flat_map(|kernel| (kernel.cases)(set));
+    let all = kernels.iter().flat_map(|kernel| (kernel.cases)(set)).filter(|case| !(case.variants)(caps).is_empty());
     let (cases, dear): (Vec<_>, Vec<_>) =
         all.partition(|case| full || !caps.is_software() || case.flops <= SOFTWARE_FLOPS);
     (cases, dear.len())

@@ -190,7 +190,8 @@ fn caps_of(adapter: &wgpu::Adapter) -> Caps {
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         f16: has(wgpu::Features::SHADER_F16),
         subgroups: has(wgpu::Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
-        cooperative: if has(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        // Kernels on matrix units pass tiles through workgroup memory within a subgroup.
+        cooperative: if has(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP_BARRIER) {
             adapter.cooperative_matrix_properties().into_iter().map(shape).collect()
         } else {
             Vec::new()

@@ -37,6 +37,8 @@ pub struct Extensions {
     pub subgroups: bool,
     /// `enable wgpu_cooperative_matrix;`, natively only.
     pub cooperative_matrix: bool,
+    /// No `enable`: a hint to leave its loops as they are, where the driver can be told so.
+    pub rolled: bool,
 }
 
 /// Who parses the composed text.
@@ -197,6 +199,18 @@ impl ShaderBuilder {
         self
     }
 
+    /// Enables matrix units.
+    pub fn cooperative_matrix(mut self) -> Self {
+        self.0.extensions.cooperative_matrix = true;
+        self
+    }
+
+    /// Asks the driver to leave its loops as they are.
+    pub fn rolled(mut self) -> Self {
+        self.0.extensions.rolled = true;
+        self
+    }
+
     /// The finished shader.
     pub fn build(mut self) -> Arc<Shader> {
         let Shader { kernel, constants, aliases, modules, extensions, .. } = &self.0;
@@ -210,8 +224,9 @@ impl ShaderBuilder {
         for module in modules {
             let _ = write!(key, " {}", module.name.trim_start_matches("lib/"));
         }
-        let Extensions { f16, subgroups, cooperative_matrix } = *extensions;
-        for (on, name) in [(f16, "f16"), (subgroups, "subgroups"), (cooperative_matrix, "coop")] {
+        let Extensions { f16, subgroups, cooperative_matrix, rolled } = *extensions;
+        let all = [(f16, "f16"), (subgroups, "subgroups"), (cooperative_matrix, "coop"), (rolled, "rolled")];
+        for (on, name) in all {
             if on {
                 let _ = write!(key, " +{name}");
             }

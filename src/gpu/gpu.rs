@@ -61,9 +61,11 @@ impl Gpu {
     pub async fn open(adapter: wgpu::Adapter, mut caps: Caps, options: &Options) -> Result<Gpu> {
         let wanted = wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
+            | wgpu::Features::SUBGROUP_BARRIER
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::PIPELINE_CACHE
-            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            | wgpu::Features::PASSTHROUGH_SHADERS;
         let mut limits = adapter.limits();
         if let Some(bytes) = options.binding_bytes {
             caps.binding_bytes = caps.binding_bytes.min(bytes);

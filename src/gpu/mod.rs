@@ -16,6 +16,8 @@ mod host;
 mod pipelines;
 mod recorder;
 mod recording;
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+mod spirv;
 
 pub use adapter::{Selector, list};
 pub use buffer::{Buffer, View, allocated};

@@ -33,6 +33,9 @@ pub(super) struct Pipelines {
     parallel: bool,
     /// Out-of-bounds accesses are defined; off where the shaders' own tests have run.
     checked: bool,
+    /// The adapter takes SPIR-V.
+    #[cfg_attr(any(target_arch = "wasm32", target_vendor = "apple"), allow(dead_code, reason = "none does there"))]
+    spirv: bool,
     made: Mutex<HashMap<String, Arc<Pipeline>>>,
     disk: Option<(wgpu::PipelineCache, PathBuf)>,
 }
@@ -40,12 +43,14 @@ pub(super) struct Pipelines {
 impl Pipelines {
     pub fn new(device: &wgpu::Device, caps: &Caps, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
         let disk = if caps.pipeline_cache { disk_cache(device, info) } else { None };
+        let spirv = caps.backend == "vulkan" && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
         Pipelines {
             device: device.clone(),
             adapter: caps.label(),
             #[cfg(not(target_arch = "wasm32"))]
             parallel: caps.backend != "gl",
             checked,
+            spirv,
             made: Mutex::default(),
             disk,
         }
@@ -128,7 +133,8 @@ impl Pipelines {
             if self.checked { wgpu::ShaderRuntimeChecks::checked() } else { wgpu::ShaderRuntimeChecks::unchecked() };
         // SAFETY: the kernels keep to their bindings and end their loops; every variant runs in the
         // tests with checks on.
-        let module = unsafe { self.device.create_shader_module_trusted(desc, checks) };
+        let usual = || unsafe { self.device.create_shader_module_trusted(desc, checks) };
+        let module = self.rolled(shader, &composed.text).unwrap_or_else(usual);
         let bindings = shader.bindings().to_vec();
         let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(shader.kernel),
@@ -153,6 +159,18 @@ impl Pipelines {
             cache: self.disk.as_ref().map(|(cache, _)| cache),
         });
         (module, Pipeline { id: 0, pipeline, layout, bindings })
+    }
+
+    /// The module of a shader whose loops are to stay as they are, where the adapter takes SPIR-V.
+    #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+    fn rolled(&self, shader: &Shader, text: &str) -> Option<wgpu::ShaderModule> {
+        let wanted = self.spirv && shader.extensions.rolled;
+        wanted.then(|| super::spirv::rolled(&self.device, shader, text, self.checked)).flatten()
+    }
+
+    #[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+    fn rolled(&self, _: &Shader, _: &str) -> Option<wgpu::ShaderModule> {
+        None
     }
 
     /// The compiler's message with the shader file's own line.

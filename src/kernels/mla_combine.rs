@@ -9,7 +9,7 @@ use super::inputs::{Inputs, words};
 use super::up_projection::{self, HeadChunk};
 use super::weights::WeightFormat;
 use super::{Case, Check, Choice, Data, Field, Job, Kernel, Row, Sequence, Set, Tensor, Tolerance, Variant};
-use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
+use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View, grid_1d};
 use crate::{reference, wgsl};
 
 params! {
@@ -66,6 +66,10 @@ pub struct Tuning {
     pub tokens: u32,
     /// Rows of W_UV that a workgroup takes; each part merges the splits again.
     pub part: u32,
+    /// vec4 of a latent that a workgroup merges at once.
+    pub columns: u32,
+    /// Each invocation merges its column alone, of as many rows as fill the workgroup: for few splits.
+    pub serial: bool,
     /// Reduces within subgroups first.
     pub subgroups: bool,
 }
@@ -99,6 +103,8 @@ pub struct MlaCombine {
 
 /// The most splits of a sequence: one an invocation.
 pub const MOST_SPLITS: u32 = 256;
+/// Steps of so many tokens fill a device with few splits each.
+const SERIAL_TOKENS: u32 = 16;
 /// The log-sum-exp of a row that saw no token.
 pub const NOTHING: f32 = -3.0e38;
 
@@ -115,7 +121,12 @@ impl Kernel for MlaCombine {
         let tokens = if spec.output == Output::Values { 1 << spec.tokens.clamp(1, most).ilog2() } else { 1 };
         // A single token gives few workgroups: merging again costs less than idle compute units.
         let part = if spec.tokens <= 4 { 32 } else { spec.value.next_multiple_of(16) };
-        let portable = Tuning { tokens, part, subgroups: false };
+        let whole = (spec.latent / 4).min(MOST_SPLITS);
+        let latent = spec.output == Output::Latent;
+        let serial = latent && spec.tokens >= SERIAL_TOKENS;
+        // A single token's latents alone: more workgroups, and more of their lanes for the splits.
+        let columns = if latent && !serial { whole.min(16) } else { whole };
+        let portable = Tuning { tokens, part, columns, serial, subgroups: false };
         let mut variants = vec![Variant { name: "portable", tuning: portable.clone() }];
         if caps.subgroups.is_some() {
             variants.push(Variant { name: "subgroup", tuning: Tuning { subgroups: true, ..portable } });
@@ -127,7 +138,8 @@ impl Kernel for MlaCombine {
         let variant = Self::variants(spec, caps).pop().expect("the portable variant is always there");
         let why = if variant.tuning.subgroups { "subgroups save barriers" } else { "no subgroups" };
         let why = match spec.output {
-            Output::Latent => why.to_string(),
+            Output::Latent if variant.tuning.serial => "few splits each, of many rows".to_string(),
+            Output::Latent => format!("{why}; {} values a workgroup", 4 * variant.tuning.columns),
             Output::Values => format!("{why}; {} rows of W_UV for {} tokens", variant.tuning.part, variant.tuning.tokens),
         };
         Choice { variant, why }
@@ -145,6 +157,8 @@ impl Kernel for MlaCombine {
             .u32("WORKGROUP", MOST_SPLITS)
             .u32("TOKENS", tuning.tokens)
             .u32("PART", tuning.part)
+            .u32("COLUMNS", tuning.columns)
+            .bool("SERIAL", tuning.serial)
             .module(wgsl!("lib/batch"))
             .module(spec.format.unpack4());
         let shader = match tuning.subgroups {
@@ -196,6 +210,8 @@ impl Kernel for MlaCombine {
             shape((32, 24, 40), 9, &[(2, 1), (1, 3)], 0, f16),
             shape((16, 8, 8), 1, &[(1, 256), (4, 1)], 0, f16),
             shape((1040, 8, 16), 2, &[(1, 7)], 0, f16),
+            shape((32, 24, 40), 3, &[(20, 2), (1, 3), (0, 0), (3, 4)], 0, f16),
+            Shape { hint: 64, ..shape((1040, 8, 16), 3, mixed, 0, f16) },
         ]
         .map(Shape::case)
         .into()
@@ -232,8 +248,14 @@ impl MlaCombine {
             ("output", args.output.clone()),
             ("lse", args.lse.clone()),
         ];
-        let parts = if spec.output == Output::Values { spec.value.div_ceil(tuning.part) } else { 1 };
-        let grid = Grid::Direct([parts, heads, args.tokens.div_ceil(tuning.tokens)]);
+        let parts = match spec.output {
+            Output::Values => spec.value.div_ceil(tuning.part),
+            Output::Latent => (spec.latent / 4).div_ceil(tuning.columns),
+        };
+        let grid = match tuning.serial {
+            true => grid_1d((args.tokens * heads).div_ceil(MOST_SPLITS / tuning.columns)),
+            false => Grid::Direct([parts, heads, args.tokens.div_ceil(tuning.tokens)]),
+        };
         let twin = move |host: &Host| twin(&spec, params, heads as usize, host);
         recording.call(&self.shader, bindings, bytemuck::bytes_of(&params), grid, twin);
     }

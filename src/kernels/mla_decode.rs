@@ -220,28 +220,41 @@ impl MlaDecode {
 
     /// Folds a step's splits: a dispatch for each cache chunk that has some.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
-        let rows = args.most_tokens * args.heads;
-        for dispatch in &args.plan.dispatches {
-            let chunk = &args.cache[dispatch.chunk];
-            let params = Params {
-                heads: args.heads,
-                first_split: dispatch.first_split,
-                first_page: chunk.first_page,
-                page_bits: args.page.ilog2(),
-            };
-            let bindings = vec![
-                ("batch", args.batch.clone()),
-                ("splits", args.splits.clone()),
-                ("block_table", args.block_table.clone()),
-                ("queries", args.queries.clone()),
-                ("cache", chunk.view.clone()),
-                ("partials", args.partials.clone()),
-            ];
-            let grid = Grid::Direct([rows.div_ceil(self.tuning.rows), dispatch.splits, 1]);
-            let (spec, count) = (self.spec.clone(), dispatch.splits as usize);
-            let twin = move |host: &Host| twin(&spec, params, count, host);
-            recording.call(&self.shader, bindings, bytemuck::bytes_of(&params), grid, twin);
-        }
+        record(&self.shader, &self.spec, self.tuning.rows, <[f32]>::to_vec, recording, args);
+    }
+}
+
+/// Records a shader with the bindings of `mla_decode`, for blocks of `rows` rows. `query` is a query as the
+/// twin takes it.
+pub(super) fn record(
+    shader: &Arc<Shader>,
+    spec: &Spec,
+    rows: u32,
+    query: fn(&[f32]) -> Vec<f32>,
+    recording: &mut Recording,
+    args: &Args,
+) {
+    let blocks = (args.most_tokens * args.heads).div_ceil(rows);
+    for dispatch in &args.plan.dispatches {
+        let chunk = &args.cache[dispatch.chunk];
+        let params = Params {
+            heads: args.heads,
+            first_split: dispatch.first_split,
+            first_page: chunk.first_page,
+            page_bits: args.page.ilog2(),
+        };
+        let bindings = vec![
+            ("batch", args.batch.clone()),
+            ("splits", args.splits.clone()),
+            ("block_table", args.block_table.clone()),
+            ("queries", args.queries.clone()),
+            ("cache", chunk.view.clone()),
+            ("partials", args.partials.clone()),
+        ];
+        let grid = Grid::Direct([blocks, dispatch.splits, 1]);
+        let (spec, count) = (spec.clone(), dispatch.splits as usize);
+        let twin = move |host: &Host| twin(&spec, params, count, query, host);
+        recording.call(shader, bindings, bytemuck::bytes_of(&params), grid, twin);
     }
 }
 
@@ -262,7 +275,7 @@ pub(super) fn split_records(
     (split.begin..split.end).flat_map(record).collect()
 }
 
-fn twin(spec: &Spec, params: Params, count: usize, host: &Host) {
+fn twin(spec: &Spec, params: Params, count: usize, query: fn(&[f32]) -> Vec<f32>, host: &Host) {
     let (r, p, width) = (spec.latent as usize, spec.rope as usize, spec.width() as usize);
     let heads = params.heads as usize;
     let (batch, splits, queries) = (host.get::<Sequence>("batch"), host.get::<Split>("splits"), host.get::<f32>("queries"));
@@ -271,9 +284,9 @@ fn twin(spec: &Spec, params: Params, count: usize, host: &Host) {
         let sequence = batch[split.sequence as usize];
         let row = |i: usize| {
             let seen = split.end.min(sequence.position + (i / heads) as u32 + 1).saturating_sub(split.begin);
-            let query = &queries[(sequence.first_row as usize * heads + i) * width..][..r + p];
+            let query = query(&queries[(sequence.first_row as usize * heads + i) * width..][..r + p]);
             let seen = records.chunks_exact(r + p).take(seen as usize);
-            let (output, lse) = reference::mla_decode::attend(query, seen, r);
+            let (output, lse) = reference::mla_decode::attend(&query, seen, r);
             let mut partial: Vec<f32> = output.iter().map(|o| *o as f32).collect();
             partial.extend([lse.max(f64::from(NOTHING)) as f32, 0.0, 0.0, 0.0]);
             partial

@@ -60,10 +60,19 @@ pub trait Kernel: Sized + Send + Sync + 'static {
     /// What is chosen for speed.
     type Tuning: Clone + Debug + Send + Sync + 'static;
 
-    /// Every way of running `spec` that `caps` allow, the portable one first.
+    /// Why it cannot run `spec` under `caps` at all, for a kernel in whose place another serves; the others
+    /// run everywhere.
+    fn refusal(_spec: &Self::Spec, _caps: &Caps) -> Option<String> {
+        None
+    }
+
+    /// Every way of running `spec` that `caps` allow, the portable one first; none where it is refused.
     fn variants(spec: &Self::Spec, caps: &Caps) -> Vec<Variant<Self::Tuning>>;
 
     /// The variant for a device: a pure choice among [`Kernel::variants`].
+    ///
+    /// # Panics
+    /// Where the kernel is refused.
     fn tuning(spec: &Self::Spec, caps: &Caps) -> Choice<Self::Tuning>;
 
     /// The kernel with its shader composed.
@@ -149,9 +158,15 @@ fn entry<K: Kernel>() -> Entry {
         choices: |caps| {
             let mut choices: Vec<(String, &'static str, String)> = Vec::new();
             for spec in specs::<K>() {
-                let choice = K::tuning(&spec, caps);
-                if choices.iter().all(|(_, name, why)| (*name, why) != (choice.variant.name, &choice.why)) {
-                    choices.push((format!("{spec:?}"), choice.variant.name, choice.why));
+                let (name, why) = match K::refusal(&spec, caps) {
+                    Some(why) => ("none", why),
+                    None => {
+                        let choice = K::tuning(&spec, caps);
+                        (choice.variant.name, choice.why)
+                    }
+                };
+                if choices.iter().all(|(_, n, w)| (*n, w) != (name, &why)) {
+                    choices.push((format!("{spec:?}"), name, why));
                 }
             }
             choices
@@ -189,6 +204,7 @@ kernels![
     mla_absorb::MlaAbsorb,
     mla_combine::MlaCombine,
     mla_decode::MlaDecode,
+    mla_decode_coop::MlaDecodeCoop,
     mla_decode_fused::MlaDecodeFused,
     mla_append::MlaAppend,
     mla_gather::MlaGather,

@@ -10,6 +10,7 @@ pub mod mla_absorb;
 pub mod mla_append;
 pub mod mla_combine;
 pub mod mla_decode;
+pub mod mla_decode_coop;
 pub mod mla_decode_fused;
 pub mod mla_gather;
 pub mod mla_prefill;

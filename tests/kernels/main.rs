@@ -8,6 +8,7 @@ mod mla_absorb;
 mod mla_append;
 mod mla_combine;
 mod mla_decode;
+mod mla_decode_coop;
 mod mla_decode_fused;
 mod mla_gather;
 mod mla_prefill;

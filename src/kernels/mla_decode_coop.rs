@@ -1,0 +1,216 @@
+//! `mla_decode_coop`: `mla_decode` on matrix units, with queries and softmax weights as f16 and all sums in
+//! f32. It writes the same partials, from the same plan, and stands in for `mla_decode` where an adapter and
+//! a cache suit it. Drivers have returned wrong tiles: [`MlaDecodeCoop::tried`] runs a case first.
+
+use std::sync::Arc;
+
+use super::mla_decode::{self, Args, Params, Spec};
+use super::mla_decode_cases::{cases, outcome};
+use super::{Case, Choice, Field, Kernel, Set, Variant};
+use crate::gpu::{Caps, Device, Recording, Shader, Source};
+use crate::num::record::RecordFormat;
+use crate::{Result, reference, wgsl};
+
+/// How it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    /// Blocks of 16 (token, head) rows that share a read of a record: 1 or 4.
+    pub blocks: u32,
+}
+
+impl Tuning {
+    /// (Token, head) rows of a workgroup.
+    pub fn rows(&self) -> u32 {
+        16 * self.blocks
+    }
+
+    /// Tokens of a tile.
+    fn tile(&self) -> u32 {
+        if self.blocks == 1 { 32 } else { 16 }
+    }
+
+    /// Bytes of the shader's workgroup variables.
+    fn bytes(&self, spec: &Spec) -> u32 {
+        let pitch = 8 * (16 * steps(spec) + 2);
+        let score_pitch = if self.blocks == 1 { 160 } else { 64 };
+        let weight_pitch = 2 * (self.tile() + 8);
+        let held = if self.blocks == 4 && steps(spec) == 9 { 8192 } else { 16 };
+        self.tile() * pitch + self.rows() * (4 * score_pitch + weight_pitch + 4) + held + 16
+    }
+}
+
+/// Fragments of a row's 16 columns in a quarter of a record.
+fn steps(spec: &Spec) -> u32 {
+    spec.width().div_ceil(64)
+}
+
+/// The widths whose fragments have names in the shader.
+const MOST_LATENT: u32 = 512;
+const MOST_WIDTH: u32 = 576;
+/// What a split costs a workgroup of 1 and of 4 blocks, measured with a batch of 128 on an H100.
+const COSTS: [(u32, u32); 2] = [(1, 2), (4, 3)];
+
+/// The kernel `mla_decode_coop`.
+pub struct MlaDecodeCoop {
+    spec: Spec,
+    tuning: Tuning,
+    shader: Arc<Shader>,
+}
+
+impl Kernel for MlaDecodeCoop {
+    const NAME: &'static str = "mla_decode_coop";
+    const SOURCE: Source = wgsl!("mla_decode_coop");
+    const PARAMS: &'static [Field] = Params::FIELDS;
+    type Spec = Spec;
+    type Tuning = Tuning;
+
+    fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
+        let fits = |s: &&crate::gpu::CooperativeShape| {
+            (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32"
+        };
+        let Spec { latent, format, .. } = *spec;
+        let why = if caps.cooperative.iter().find(fits).is_none() {
+            "no matrix units of 16x16x16, f16 to f32".to_string()
+        } else if !caps.f16 || caps.subgroups != Some((32, 32)) || caps.invocations < 256 {
+            "no f16, subgroups of other widths than 32, or fewer than 256 invocations".to_string()
+        } else if format != RecordFormat::F16 {
+            format!("records are {format:?}, not F16")
+        } else if !latent.is_multiple_of(16) || latent > MOST_LATENT || spec.width() > MOST_WIDTH {
+            format!("a latent of {latent} in {} values, over {MOST_LATENT} in {MOST_WIDTH}", spec.width())
+        } else if (Tuning { blocks: 1 }).bytes(spec) > caps.workgroup_bytes {
+            format!("{} bytes of workgroup memory", caps.workgroup_bytes)
+        } else {
+            return None;
+        };
+        Some(why)
+    }
+
+    fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
+        if Self::refusal(spec, caps).is_some() {
+            return Vec::new();
+        }
+        let all = [("rows16", Tuning { blocks: 1 }), ("rows64", Tuning { blocks: 4 })];
+        let fitting = all.into_iter().filter(|(_, tuning)| tuning.bytes(spec) <= caps.workgroup_bytes);
+        fitting.map(|(name, tuning)| Variant { name, tuning }).collect()
+    }
+
+    fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
+        let cost = |variant: &Variant<Tuning>| {
+            let (blocks, cost) = COSTS[usize::from(variant.tuning.blocks > 1)];
+            spec.rows.div_ceil(16 * blocks) * cost
+        };
+        let best = Self::variants(spec, caps).into_iter().min_by_key(cost);
+        let variant = best.unwrap_or_else(|| panic!("mla_decode_coop: {:?}", Self::refusal(spec, caps)));
+        Choice { why: format!("{} of {} rows a block, on matrix units", variant.tuning.rows(), spec.rows), variant }
+    }
+
+    fn new(spec: &Spec, tuning: &Tuning) -> MlaDecodeCoop {
+        let shader = Shader::of(Self::SOURCE)
+            .u32("R", spec.latent)
+            .u32("W", spec.width())
+            .u32("STEPS", steps(spec))
+            .u32("COLUMNS", spec.latent.div_ceil(128))
+            .u32("BLOCKS", tuning.blocks)
+            .u32("TILE", tuning.tile())
+            .alias("Cell", "vec4<f16>")
+            .module(wgsl!("lib/batch"))
+            .module(wgsl!("lib/rows_paged"))
+            .module(wgsl!("lib/score_plain"))
+            .module(wgsl!("lib/record_f16"))
+            .f16()
+            .subgroups()
+            .cooperative_matrix()
+            .rolled()
+            .build();
+        MlaDecodeCoop { spec: spec.clone(), tuning: tuning.clone(), shader }
+    }
+
+    fn shader(&self) -> &Arc<Shader> {
+        &self.shader
+    }
+
+    fn cases(set: Set) -> Vec<Case<MlaDecodeCoop>> {
+        cases(set)
+    }
+}
+
+impl MlaDecodeCoop {
+    /// How it runs.
+    pub fn tuned(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// The kernel, once a small case on `device` agreed with the twin; why not, where it is refused or fails.
+    ///
+    /// # Errors
+    /// Faults of the device beyond the kernel's own, such as a lost device.
+    pub fn tried(spec: &Spec, device: &Device) -> Result<std::result::Result<MlaDecodeCoop, String>> {
+        if let Some(why) = Self::refusal(spec, device.caps()) {
+            return Ok(Err(why));
+        }
+        let kernel = Self::chosen(spec, device.caps());
+        match outcome(&kernel, spec, device) {
+            Ok(None) => Ok(Ok(kernel)),
+            Ok(Some(fault)) => Ok(Err(fault)),
+            Err(error @ crate::Error::DeviceLost { .. }) => Err(error),
+            Err(error) => Ok(Err(error.to_string())),
+        }
+    }
+
+    /// Folds a step's splits: a dispatch for each cache chunk that has some.
+    ///
+    /// # Panics
+    /// When a page has no multiple of 16 tokens.
+    pub fn record(&self, recording: &mut Recording, args: &Args) {
+        assert!(args.page.is_multiple_of(16), "mla_decode_coop: pages of {} tokens", args.page);
+        let twin = reference::mla_decode_coop::query;
+        mla_decode::record(&self.shader, &self.spec, self.tuning.rows(), twin, recording, args);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::CooperativeShape;
+
+    fn matrices() -> Caps {
+        let shape = |size, result: &str| CooperativeShape {
+            m: size,
+            n: size,
+            k: size,
+            operands: "F16".into(),
+            result: result.into(),
+        };
+        let cooperative = vec![shape(16, "F16"), shape(16, "F32")];
+        Caps { subgroups: Some((32, 32)), cooperative, ..Caps::everything() }
+    }
+
+    fn spec(rows: u32) -> Spec {
+        Spec { latent: 512, rope: 64, format: RecordFormat::F16, rows }
+    }
+
+    #[test]
+    fn what_it_cannot_run_is_refused_with_the_reason() {
+        assert_eq!(MlaDecodeCoop::refusal(&spec(16), &matrices()), None);
+        let refused = |spec: Spec, caps: Caps, why: &str| {
+            let found = MlaDecodeCoop::refusal(&spec, &caps).unwrap_or_default();
+            assert!(found.contains(why), "{found:?}, not {why}");
+            assert!(MlaDecodeCoop::variants(&spec, &caps).is_empty());
+        };
+        refused(spec(16), Caps::portable(), "no matrix units");
+        refused(spec(16), Caps { cooperative: vec![matrices().cooperative[0].clone()], ..matrices() }, "f16 to f32");
+        refused(spec(16), Caps { subgroups: Some((32, 64)), ..matrices() }, "subgroups");
+        refused(spec(16), Caps { workgroup_bytes: 32 << 10, ..matrices() }, "workgroup memory");
+        refused(Spec { format: RecordFormat::F32, ..spec(16) }, matrices(), "F32");
+        refused(Spec { latent: 1024, ..spec(16) }, matrices(), "latent of 1024");
+        refused(Spec { rope: 128, ..spec(16) }, matrices(), "640 values");
+    }
+
+    #[test]
+    fn few_rows_run_in_blocks_of_16_and_many_in_blocks_of_64() {
+        for (rows, expected) in [(1, 16), (16, 16), (17, 64), (64, 64), (128, 64), (80, 64)] {
+            let choice = MlaDecodeCoop::tuning(&spec(rows), &matrices());
+            assert_eq!(choice.variant.tuning.rows(), expected, "{rows} rows: {}", choice.why);
+        }
+    }
+}
