@@ -33,6 +33,11 @@ var<workgroup> weights: array<f32, WORKGROUP>;              // of the splits
 var<workgroup> latents: array<vec4<f32>, TOKENS * QUADS>;   // [TOKENS, QUADS]
 var<workgroup> scratch: array<vec4<f32>, WORKGROUP>;
 
+// The natural log-sum-exp of weights that sum to `sum` relative to the largest.
+fn natural(largest: f32, sum: f32) -> f32 {
+  return select(NOTHING, (largest + log2(max(sum, 1e-30))) * LN_2, sum > 0.0);
+}
+
 fn write_latent(token: u32, head: u32, column: u32, value: vec4<f32>) {
   let at = token * params.output_stride + head * R + 4u * column;
   output[at] = value.x;
@@ -65,7 +70,7 @@ fn merge_alone(token: u32, head: u32, start: u32) {
     }
     write_latent(token, head, column, merged / max(sum, 1e-30));
     if (column == 0u) {
-      lse[token * params.heads + head] = select(NOTHING, (largest + log2(max(sum, 1e-30))) * LN_2, sum > 0.0);
+      lse[token * params.heads + head] = natural(largest, sum);
     }
   }
 }
@@ -86,7 +91,7 @@ fn merge(t: u32, token: u32, head: u32, lane: u32, part_of: u32) {
   let sum = reduce_sum(weight, lane);
   weights[lane] = weight / max(sum, 1e-30);
   if (part_of == 0u && lane == 0u) {
-    lse[token * params.heads + head] = select(NOTHING, (largest + log2(max(sum, 1e-30))) * LN_2, sum > 0.0);
+    lse[token * params.heads + head] = natural(largest, sum);
   }
   workgroupBarrier();
 

@@ -4,9 +4,11 @@ use serde::Serialize;
 
 use super::{drivers, print, table};
 use crate::Result;
-use crate::gpu::{self, Caps, DeviceType, Selector};
+use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector};
 use crate::kernels::linear::Linear;
-use crate::kernels::{ALL, mla_decode_fused, moe_layer, pieces};
+use crate::kernels::mla_decode_coop::MlaDecodeCoop;
+use crate::kernels::{ALL, Kernel, mla_decode, mla_decode_fused, moe_layer, pieces};
+use crate::num::record::RecordFormat;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -29,7 +31,7 @@ struct Info {
     version: &'static str,
     adapters: Vec<Caps>,
     chosen: Chosen,
-    kernels: Vec<Kernel>,
+    kernels: Vec<Entry>,
     /// Choices between kernels.
     steps: Vec<(&'static str, String)>,
 }
@@ -44,7 +46,7 @@ struct Chosen {
 }
 
 #[derive(Serialize)]
-struct Kernel {
+struct Entry {
     kernel: &'static str,
     choices: Vec<Choice>,
 }
@@ -64,7 +66,7 @@ impl Args {
         let caps = index.map_or_else(Caps::cpu, |i| adapters[i].clone());
         let kernel = |entry: &crate::kernels::Entry| {
             let choices = (entry.choices)(&caps).into_iter().map(|(spec, variant, why)| Choice { spec, variant, why });
-            Kernel { kernel: entry.name, choices: choices.collect() }
+            Entry { kernel: entry.name, choices: choices.collect() }
         };
         let info = Info {
             version: env!("CARGO_PKG_VERSION"),
@@ -74,6 +76,7 @@ impl Args {
                 ("experts", moe_layer::Crossover::of(&caps).to_string()),
                 ("prompts", pieces::Crossover::of(&caps).to_string()),
                 ("decode", mla_decode_fused::CHOICE.to_string()),
+                ("mla_decode", decoder(selector, &caps)?),
             ],
             chosen: Chosen { index, why: why(selector, &adapters, index), adapter: caps.name, backend: caps.backend },
             adapters,
@@ -85,6 +88,22 @@ impl Args {
         }
         Ok(0)
     }
+}
+
+/// Which kernel decodes, after the self-test of the one on matrix units where the adapter has some. Each model
+/// is tested again as it is loaded.
+fn decoder(selector: &Selector, caps: &Caps) -> Result<String> {
+    let spec = |rows| mla_decode::Spec { latent: 512, rope: 64, format: RecordFormat::F16, rows };
+    if let Some(why) = MlaDecodeCoop::refusal(&spec(16), caps) {
+        return Ok(format!("on invocations: {why}"));
+    }
+    let device = pollster::block_on(Device::open(selector, &Options::default()))?;
+    for rows in [16, 128] {
+        if let Err(fault) = MlaDecodeCoop::tried(&spec(rows), &device)? {
+            return Ok(format!("on invocations: the self-test of mla_decode_coop failed, {fault}"));
+        }
+    }
+    Ok("on matrix units (mla_decode_coop, its self-test passed) where the cache is f16".into())
 }
 
 /// Why that adapter.

@@ -6,6 +6,7 @@ use super::pages::SequenceId;
 use super::run_until;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Reading, Recording, View};
+use crate::kernels::mla_decode_coop;
 use crate::kernels::pieces::{Piece, Pieces};
 use crate::kernels::plan::{self, Borders, Dispatch, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
@@ -161,7 +162,7 @@ impl Engine {
             page: options.page,
             chunk_pages: cache.chunk_pages(),
             heads,
-            rows: 16,
+            rows: 32, // of 264 workgroups: as many as 128 of 64 rows on matrix units
             workgroups: workgroups(device),
             partials: 0,
             borders: if options.deterministic { Borders::Own } else { Borders::Balanced },
@@ -186,7 +187,10 @@ impl Engine {
             piece: options.piece,
         };
         let forward = Forward::new(device, &model, &limits)?;
-        target.rows = forward.block_rows();
+        target.rows = forward.decoder().rows();
+        if forward.decoder().on_matrices() {
+            target.workgroups = mla_decode_coop::WORKGROUPS;
+        }
         let alloc = |bytes: u64, label: &str| Ok(device.alloc(bytes, label)?.view());
         let of = |count: u32, size: usize, label: &str| alloc(u64::from(count) * size as u64, label);
         let records = |label| of(logits, size_of::<Record>(), label);

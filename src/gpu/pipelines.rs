@@ -43,14 +43,13 @@ pub(super) struct Pipelines {
 impl Pipelines {
     pub fn new(device: &wgpu::Device, caps: &Caps, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
         let disk = if caps.pipeline_cache { disk_cache(device, info) } else { None };
-        let spirv = caps.backend == "vulkan" && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
         Pipelines {
             device: device.clone(),
             adapter: caps.label(),
             #[cfg(not(target_arch = "wasm32"))]
             parallel: caps.backend != "gl",
             checked,
-            spirv,
+            spirv: caps.backend == "vulkan" && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS),
             made: Mutex::default(),
             disk,
         }

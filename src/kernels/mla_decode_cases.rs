@@ -9,7 +9,7 @@ use super::contexts::{self, Context, Draw, Drawn};
 use super::inputs::{Inputs, words};
 use super::mla_combine::{self, MlaCombine, NOTHING, Output};
 use super::mla_decode::{Args, MlaDecode, Spec, block_rows};
-use super::mla_decode_coop::MlaDecodeCoop;
+use super::mla_decode_coop::{self, MlaDecodeCoop};
 use super::pairs::{covering, product};
 use super::plan::{self, Borders, Plan, Target};
 use super::weights::WeightFormat;
@@ -48,8 +48,12 @@ pub(super) trait Decode: Kernel<Spec = Spec> {
     const FORMATS: &'static [RecordFormat];
     /// The NMSE that its rounding to fewer bits than f32's gives, and the factor on that of f32's sums.
     const ROUNDING: (f64, f64);
+    /// Workgroups that the plans of timed cases are for.
+    const WORKGROUPS: u32;
     /// A query as it takes it.
     const QUERY: fn(&[f32]) -> Vec<f32>;
+    /// Rows of a workgroup, for the plan.
+    fn block_rows(spec: &Spec) -> u32;
     /// Its `record`.
     fn add(&self, recording: &mut Recording, args: &Args);
 }
@@ -57,7 +61,12 @@ pub(super) trait Decode: Kernel<Spec = Spec> {
 impl Decode for MlaDecode {
     const FORMATS: &'static [RecordFormat] = &[RecordFormat::F16, RecordFormat::Fp8, RecordFormat::F32];
     const ROUNDING: (f64, f64) = (0.0, 1.0);
+    const WORKGROUPS: u32 = 264;
     const QUERY: fn(&[f32]) -> Vec<f32> = <[f32]>::to_vec;
+
+    fn block_rows(spec: &Spec) -> u32 {
+        block_rows(spec.rows)
+    }
 
     fn add(&self, recording: &mut Recording, args: &Args) {
         self.record(recording, args);
@@ -68,7 +77,12 @@ impl Decode for MlaDecodeCoop {
     const FORMATS: &'static [RecordFormat] = &[RecordFormat::F16];
     // Weights have 11 bits; matrix units cut the bits of a sum that are far below its largest term.
     const ROUNDING: (f64, f64) = (2.4e-7, 4.0);
+    const WORKGROUPS: u32 = mla_decode_coop::WORKGROUPS;
     const QUERY: fn(&[f32]) -> Vec<f32> = reference::mla_decode_coop::query;
+
+    fn block_rows(spec: &Spec) -> u32 {
+        mla_decode_coop::block_rows(spec.rows)
+    }
 
     fn add(&self, recording: &mut Recording, args: &Args) {
         self.record(recording, args);
@@ -83,7 +97,7 @@ pub(super) fn cases<K: Decode>(set: Set) -> Vec<Case<K>> {
         picked.chain(Shape::more()).enumerate().map(|(i, shape)| shape.taking(K::FORMATS, i).case()).collect()
     };
     match set {
-        Set::Timed => Shape::timed().map(Shape::case).into(),
+        Set::Timed => Shape::timed().map(|shape| Shape { workgroups: K::WORKGROUPS, ..shape }.case()).into(),
         Set::Pairs => all(&PAIRS),
         Set::Full => all(&full()),
     }
@@ -217,12 +231,12 @@ impl Shape {
         Spec { latent, rope, format: self.context.format, rows: self.heads * self.most_tokens() }
     }
 
-    fn plan(&self, batch: &mut [Sequence], table: &[u32], chunk_pages: u32) -> Plan {
+    fn plan<K: Decode>(&self, batch: &mut [Sequence], table: &[u32], chunk_pages: u32) -> Plan {
         let target = Target {
             page: self.context.page,
             chunk_pages,
             heads: self.heads,
-            rows: block_rows(self.spec().rows),
+            rows: K::block_rows(&self.spec()),
             workgroups: self.workgroups,
             partials: u32::MAX,
             borders: Borders::Balanced,
@@ -250,7 +264,7 @@ impl Shape {
         let mut inputs = Inputs::seed(u64::from(self.heads * 31 + self.context.page) + r as u64 * 1009);
         let table = contexts::table(&mut inputs);
         let Drawn { plan, batch, rows, table: block_table, chunk_pages, caches } =
-            self.context.draw(&mut inputs, &table, |batch, table, pages| self.plan(batch, table, pages));
+            self.context.draw(&mut inputs, &table, |batch, table, pages| self.plan::<K>(batch, table, pages));
         let count = rows.len() * heads;
         let queries: Vec<f32> = (0..count).flat_map(|_| self.context.query(&mut inputs, &table)).collect();
         // Of a row's products; and the sums over a context, rounded once a term.

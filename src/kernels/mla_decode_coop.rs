@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::mla_decode::{self, Args, Params, Spec};
+use super::mla_decode::{self, Args, MlaDecode, Params, Spec};
 use super::mla_decode_cases::{cases, outcome};
 use super::{Case, Choice, Field, Kernel, Set, Variant};
 use crate::gpu::{Caps, Device, Recording, Shader, Source};
@@ -47,8 +47,16 @@ fn steps(spec: &Spec) -> u32 {
 /// The widths whose fragments have names in the shader.
 const MOST_LATENT: u32 = 512;
 const MOST_WIDTH: u32 = 576;
+/// Workgroups that fill a large device once: each has the registers of a compute unit to itself.
+pub const WORKGROUPS: u32 = 128;
 /// What a split costs a workgroup of 1 and of 4 blocks, measured with a batch of 128 on an H100.
 const COSTS: [(u32, u32); 2] = [(1, 2), (4, 3)];
+
+/// The rows of a workgroup for which all workgroups together cost least.
+pub(super) fn block_rows(rows: u32) -> u32 {
+    let cost = |(blocks, cost): &(u32, u32)| rows.div_ceil(16 * blocks) * cost;
+    16 * COSTS.into_iter().min_by_key(cost).expect("there are two").0
+}
 
 /// The kernel `mla_decode_coop`.
 pub struct MlaDecodeCoop {
@@ -95,11 +103,9 @@ impl Kernel for MlaDecodeCoop {
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
-        let cost = |variant: &Variant<Tuning>| {
-            let (blocks, cost) = COSTS[usize::from(variant.tuning.blocks > 1)];
-            spec.rows.div_ceil(16 * blocks) * cost
-        };
-        let best = Self::variants(spec, caps).into_iter().min_by_key(cost);
+        let mut variants = Self::variants(spec, caps);
+        variants.sort_by_key(|variant| variant.tuning.rows() != block_rows(spec.rows));
+        let best = variants.into_iter().next();
         let variant = best.unwrap_or_else(|| panic!("mla_decode_coop: {:?}", Self::refusal(spec, caps)));
         Choice { why: format!("{} of {} rows a block, on matrix units", variant.tuning.rows(), spec.rows), variant }
     }
@@ -165,6 +171,55 @@ impl MlaDecodeCoop {
         assert!(args.page.is_multiple_of(16), "mla_decode_coop: pages of {} tokens", args.page);
         let twin = reference::mla_decode_coop::query;
         mla_decode::record(&self.shader, &self.spec, self.tuning.rows(), twin, recording, args);
+    }
+}
+
+/// `mla_decode`, by the kernel that a device runs it best with.
+pub enum Decoder {
+    /// On invocations.
+    Plain(MlaDecode),
+    /// On matrix units.
+    Matrices(MlaDecodeCoop),
+}
+
+impl Decoder {
+    /// Matrix units where they suit `spec` and pages of `page` tokens, and a case agreed with its twin. A
+    /// failed case is a warning: something is wrong with that driver.
+    ///
+    /// # Errors
+    /// As [`MlaDecodeCoop::tried`].
+    pub fn new(spec: &Spec, page: u32, device: &Device) -> Result<Decoder> {
+        let refused = MlaDecodeCoop::refusal(spec, device.caps()).is_some() || !page.is_multiple_of(16);
+        if !refused {
+            match MlaDecodeCoop::tried(spec, device)? {
+                Ok(kernel) => return Ok(Decoder::Matrices(kernel)),
+                Err(fault) => {
+                    log::warn!("{}: mla_decode_coop failed its self-test, {fault}; mla_decode runs", device.caps().label());
+                }
+            }
+        }
+        Ok(Decoder::Plain(MlaDecode::chosen(spec, device.caps())))
+    }
+
+    /// (Token, head) rows that a workgroup folds.
+    pub fn rows(&self) -> u32 {
+        match self {
+            Decoder::Plain(kernel) => kernel.tuned().rows,
+            Decoder::Matrices(kernel) => kernel.tuned().rows(),
+        }
+    }
+
+    /// True on matrix units.
+    pub fn on_matrices(&self) -> bool {
+        matches!(self, Decoder::Matrices(_))
+    }
+
+    /// Folds a step's splits.
+    pub fn record(&self, recording: &mut Recording, args: &Args) {
+        match self {
+            Decoder::Plain(kernel) => kernel.record(recording, args),
+            Decoder::Matrices(kernel) => kernel.record(recording, args),
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::kernels::linear::{Activations, Epilogue, Linear, Norm, Product};
 use crate::kernels::mla_absorb::{self, MlaAbsorb};
 use crate::kernels::mla_append::{self, MlaAppend};
 use crate::kernels::mla_combine::{self, MlaCombine, Output};
-use crate::kernels::mla_decode::{self, MlaDecode};
+use crate::kernels::mla_decode;
+use crate::kernels::mla_decode_coop::Decoder;
 use crate::kernels::mla_decode_fused::{self, MlaDecodeFused};
 use crate::kernels::rms_norm::{self, RmsNorm};
 use crate::kernels::weights::WeightFormat;
@@ -25,7 +26,7 @@ pub(super) struct Attention {
     append: MlaAppend,
     /// By how `kv_b` is stored: the formats that the model's layers have.
     by_format: Vec<(WeightFormat, ByFormat)>,
-    mla_decode: MlaDecode,
+    decoder: Decoder,
     /// There is none where prompts are absorbed.
     pub(super) materialised: Option<Materialised>,
     rope_table: View,
@@ -89,10 +90,11 @@ impl Attention {
                 caps,
             ),
             by_format: formats.into_iter().map(by_format).collect(),
-            mla_decode: MlaDecode::chosen(
+            decoder: Decoder::new(
                 &mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens },
-                caps,
-            ),
+                limits.page,
+                device,
+            )?,
             materialised: Materialised::new(device, &mla, limits, frequencies, rope_table.view())?,
             rope_table: rope_table.view(),
             input: of(input, "projections")?,
@@ -109,9 +111,9 @@ impl Attention {
         })
     }
 
-    /// Rows that a workgroup of the kernel folds, for the plan of a step.
-    pub fn block_rows(&self) -> u32 {
-        self.mla_decode.tuned().rows
+    /// What decodes.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     /// `hidden += residual_scale * attention(x)`, with the new records written to the cache.
@@ -244,7 +246,7 @@ impl Attention {
                 most_tokens: step.most_tokens,
                 page: self.page,
             };
-            self.mla_decode.record(recording, &args);
+            self.decoder.record(recording, &args);
         }
         let args = mla_combine::Args {
             batch: step.batch.clone(),

@@ -12,6 +12,7 @@ use crate::gpu::{Device, Recording, View};
 use crate::kernels::add::{self, Add};
 use crate::kernels::embed::{self, Embed};
 use crate::kernels::linear::{Activations, Epilogue, Linear, Norm, Product};
+use crate::kernels::mla_decode_coop::Decoder;
 use crate::kernels::pieces::{Piece, Pieces};
 use crate::kernels::plan::Plan;
 use crate::kernels::rms_norm::{self, RmsNorm};
@@ -162,9 +163,9 @@ impl Forward {
         })
     }
 
-    /// (Token, head) rows that a workgroup of `mla_decode` folds, for the plan of a step.
-    pub fn block_rows(&self) -> u32 {
-        self.attention.block_rows()
+    /// What decodes, for the plan of a step.
+    pub fn decoder(&self) -> &Decoder {
+        self.attention.decoder()
     }
 
     /// Spans of a step, at most.

@@ -220,8 +220,8 @@ pub fn scratch_bytes(config: &Config, token: u64, sequences: u64) -> u64 {
 
 /// The most bytes of a step's logits, where one sequence does not need more.
 pub const LOGITS_BYTES: u64 = 32 << 20;
-/// Rows of partial results beside those of a step: 264 workgroups of 16.
-const WORKGROUP_ROWS: u64 = 264 * 16;
+/// Rows of partial results beside those of a step: 264 workgroups of 32.
+const WORKGROUP_ROWS: u64 = 264 * 32;
 
 /// Every mixture of experts.
 fn moes(config: &Config) -> impl Iterator<Item = &Moe> {
