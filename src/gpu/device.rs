@@ -15,6 +15,19 @@ use crate::error::Result;
 #[derive(Clone)]
 pub struct Device(Arc<Kind>);
 
+/// What a GPU holds for this process: whoever runs for long wants it not to grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Buffers that were allocated since the device was opened, those that were freed counted too.
+    pub allocations: u64,
+    /// Cached bind groups.
+    pub bind_groups: usize,
+    /// Compiled pipelines.
+    pub pipelines: usize,
+    /// Bytes of all buffers, where the backend counts them.
+    pub bytes: Option<u64>,
+}
+
 /// A copy to the host that is under way.
 pub struct Reading(Read);
 
@@ -228,6 +241,14 @@ impl Device {
     pub fn destroy(&self) {
         if let Kind::Gpu(gpu) = &*self.0 {
             gpu.device.destroy();
+        }
+    }
+
+    /// What it holds; `None` for the `cpu` device.
+    pub fn usage(&self) -> Option<Usage> {
+        match &*self.0 {
+            Kind::Gpu(gpu) => Some(gpu.usage()),
+            Kind::Cpu(_) => None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::buffer::{Buffer, Place, View};
 use super::caps::Caps;
+use super::device::Usage;
 use super::pipelines::Pipelines;
 use super::recorder::Recorder;
 use crate::error::{Error, Result};
@@ -47,6 +48,8 @@ pub(super) struct Gpu {
     pub caps: Caps,
     pub pipelines: Pipelines,
     pub recorder: Mutex<Recorder>,
+    /// Buffers that were allocated.
+    pub allocations: AtomicU64,
     /// Bytes written since the last submission, about.
     pub pending: AtomicU64,
     /// The driver's reason, once the device is lost.
@@ -97,7 +100,8 @@ impl Gpu {
         }));
         let pipelines = Pipelines::new(&device, &caps, &adapter.get_info(), options.checked);
         let recorder = Mutex::new(Recorder::new(&device));
-        Ok(Gpu { device, queue, caps, pipelines, recorder, pending: AtomicU64::new(0), lost, stray })
+        let (allocations, pending) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Gpu { device, queue, caps, pipelines, recorder, allocations, pending, lost, stray })
     }
 
     /// Allocates `size` bytes. The contents are zeros.
@@ -124,6 +128,7 @@ impl Gpu {
             Some(wgpu::Error::OutOfMemory { .. }) => Err(out_of_memory("the driver has no such block left".into())),
             error => {
                 self.explain("an allocation", error)?;
+                self.allocations.fetch_add(1, Ordering::Relaxed);
                 Ok(Buffer::new(size, label, Place::Gpu(buffer)))
             }
         }
@@ -265,6 +270,15 @@ impl Gpu {
                 offered: format!("the driver said: {text}"),
             }),
             Some(Fault { text, .. }) => Err(self.driver(asked, text)),
+        }
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage {
+            allocations: self.allocations.load(Ordering::Relaxed),
+            bind_groups: self.recorder.lock().expect("a panic in it is a fault of lamina").groups(),
+            pipelines: self.pipelines.count(),
+            bytes: self.device.generate_allocator_report().map(|report| report.total_allocated_bytes),
         }
     }
 

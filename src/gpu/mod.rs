@@ -23,7 +23,7 @@ pub use adapter::{Selector, list};
 pub use buffer::{Buffer, View, allocated};
 pub use caps::{Caps, CooperativeShape, DeviceType};
 pub use compose::{Access, Composed, Declared, Dialect, Extensions, Shader, ShaderBuilder, Source};
-pub use device::{Device, Reading};
+pub use device::{Device, Reading, Usage};
 pub use gpu::Options;
 pub use host::{Host, Snapshot};
 pub use recording::{Call, Grid, Recording, Twin, grid_1d};

@@ -55,6 +55,11 @@ impl Pipelines {
         }
     }
 
+    /// How many were compiled.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     /// The pipeline of a shader, compiled if it is new.
     pub fn get(&self, shader: &Shader) -> Result<Arc<Pipeline>> {
         if let Some(made) = self.lock().get(shader.key()) {

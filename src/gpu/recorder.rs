@@ -91,7 +91,6 @@ impl Recorder {
         }
     }
 
-    #[cfg(test)]
     pub fn groups(&self) -> usize {
         self.groups.len()
     }

@@ -38,8 +38,11 @@ impl Tokenizer {
             let expected = "tokenizer.json (other formats can be converted with Hugging Face transformers)";
             return Err(invalid("the tokenizer", expected, "no such file".into()));
         };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(text)
-            .map_err(|error| invalid("the tokenizer", "a tokenizer of Hugging Face", error.to_string()))?;
+        // The crate panics over some texts that are no JSON: say what is wrong with them.
+        serde_json::from_str::<serde::de::IgnoredAny>(&text)
+            .map_err(|error| invalid("its text", "a JSON object", error.to_string()))?;
+        let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(text))
+            .map_err(|error| invalid("the tokenizer", "a tokenizer of Hugging Face", error))?;
         // These are for training batches: a prompt is neither cut nor filled up.
         let _ = tokenizer.with_truncation(None).map_err(|error| invalid("truncation", "none", error.to_string()))?;
         tokenizer.with_padding(None);
@@ -75,7 +78,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Invalid`] where the tokenizer cannot express the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.0.tokenizer.encode_fast(text, special).map_err(|error| self.fault("a text", &*error))?;
+        let encode = || self.0.tokenizer.encode_fast(text, special);
+        let encoding = guarded(encode).map_err(|error| self.fault("a text", error))?;
         let mut ids = encoding.get_ids().to_vec();
         if let Some(begin) = self.0.begin.filter(|begin| special && ids.first() != Some(begin)) {
             ids.insert(0, begin);
@@ -89,16 +93,20 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Invalid`] where the tokenizer's decoder refuses them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.0.tokenizer.decode(ids, true).map_err(|error| self.fault("token ids", &*error))
+        guarded(|| self.0.tokenizer.decode(ids, true)).map_err(|error| self.fault("token ids", error))
     }
 
-    fn fault(&self, what: &str, error: &dyn std::error::Error) -> Error {
-        Error::Invalid {
-            file: self.0.file.clone(),
-            what: what.into(),
-            expected: "something it can turn".into(),
-            found: error.to_string(),
-        }
+    fn fault(&self, what: &str, found: String) -> Error {
+        Error::Invalid { file: self.0.file.clone(), what: what.into(), expected: "something it can turn".into(), found }
+    }
+}
+
+/// What the crate gives. It panics over some files that it should refuse, which is the file's fault and no end
+/// of the process.
+fn guarded<T, E: std::fmt::Display>(run: impl FnOnce() -> std::result::Result<T, E>) -> std::result::Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("what the tokenizers crate fails on".into()),
     }
 }
 
