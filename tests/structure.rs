@@ -273,11 +273,15 @@ fn the_readme_s_links_and_commands_exist() {
         }
     }
     let readme = text(&root().join("README.md"));
-    for line in readme.lines().filter(|line| line.starts_with("tests/") || line.starts_with("cargo ")) {
+    let lines = readme.lines().map(|line| line.strip_prefix("$ ").unwrap_or(line));
+    for line in lines.filter(|line| ["tests/", "cargo ", "lamina "].iter().any(|start| line.starts_with(start))) {
         let command = line.split('#').next().unwrap_or_default().trim();
+        let arguments = command.strip_prefix("cargo run --release -- ").or(command.strip_prefix("lamina "));
         if command.starts_with("tests/") {
             assert!(root().join(command).is_file(), "{command}");
-        } else if let Some(arguments) = command.strip_prefix("cargo run --release -- ") {
+        } else if command == "cargo install --path ." {
+            assert!(root().join("src/main.rs").is_file(), "{command}: there is nothing to install");
+        } else if let Some(arguments) = arguments {
             let lamina = std::process::Command::new(env!("CARGO_BIN_EXE_lamina"))
                 .args(words(arguments))
                 .arg("--help")

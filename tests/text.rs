@@ -120,7 +120,6 @@ fn files_that_are_missing_and_memory_that_is_short_exit_with_1_and_name_it() {
     for (args, part) in [
         (&["run", "x", "--model", "/nowhere/at/all"][..], "/nowhere/at/all"),
         (&["run", "x", "--memory", "1MiB"], "of 1.0 MiB"),
-        (&["chat"], "chat_template"),
     ] {
         let mut command = lamina("missing", args);
         let mut child =
@@ -130,6 +129,38 @@ fn files_that_are_missing_and_memory_that_is_short_exit_with_1_and_name_it() {
         assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
     }
+}
+
+#[test]
+fn a_conversation_with_the_shipped_model_is_one_story() {
+    let mut command = lamina("chat", &["chat", "--max-tokens", "8", "--temperature", "0"]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let lines = "There was a little fox who could not sleep.\nOne night she met an owl.\n";
+    child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said = stdout(&output);
+    let answers: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+    assert_eq!(answers.len(), 2, "{said:?}");
+    // The second answer is what follows the whole story so far.
+    let story = lines.replacen('\n', &format!(" {} ", answers[0].trim()), 1);
+    let prompt = story.trim();
+    let output = run("chat-run", &["run", prompt, "--max-tokens", "8", "--temperature", "0"]);
+    assert_eq!(stdout(&output).trim(), answers[1].trim(), "{prompt:?}: {}", stderr(&output));
+}
+
+/// The README shows what a newcomer sees: so it is.
+#[test]
+fn the_readme_s_session_is_what_the_model_says() {
+    let readme = include_str!("../README.md");
+    let (_, session) = readme.split_once("$ lamina run \"Once upon a time\"").expect("the session runs the model");
+    let shown = session.lines().skip(1).take_while(|line| !line.starts_with("```"));
+    let shown = shown.filter(|line| !line.starts_with("model: ")).collect::<Vec<_>>().join("\n");
+    let output = run("readme", &["run", "Once upon a time", "--max-tokens", "12"]);
+    let said = stdout(&output);
+    let said = said.trim();
+    assert!(said.len() > 20 && shown.trim().starts_with(said), "README: {shown:?}, found {said:?}");
 }
 
 #[test]

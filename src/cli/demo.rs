@@ -12,8 +12,14 @@ macro_rules! shipped {
 }
 
 /// The checkpoint's files.
-static FILES: [(&str, &[u8]); 5] =
-    shipped!["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+static FILES: [(&str, &[u8]); 6] = shipped![
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors"
+];
 
 /// A folder with the shipped checkpoint.
 ///
