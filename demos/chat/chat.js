@@ -184,7 +184,7 @@ async function answer() {
   const draw = () => {
     drawn = false;
     const below = main.scrollHeight - main.scrollTop - main.clientHeight < 80;
-    shown.textContent = text;
+    shown.textContent = text.trimStart();
     meter(tokens);
     if (below) main.scrollTop = main.scrollHeight;
   };

@@ -122,7 +122,11 @@ $('json').onclick = () => {
 };
 
 const support = await Lamina.support();
-const fact = (name, value) => [element('dt', name), element('dd', value)];
+const fact = (name, value) => {
+  const pair = document.createElement('div');
+  pair.append(element('dt', name), element('dd', value));
+  return pair;
+};
 device = await Lamina.device({ device: support.webgpu ? 'gpu' : 'cpu' });
 const { caps } = device;
 const facts = element('dl', '', { className: 'facts' });
@@ -131,7 +135,7 @@ facts.append(...[
   ['invocations', caps.invocations], ['storage buffers', caps.storage_buffers],
   ['largest binding', mib(caps.binding_bytes)], ['largest buffer', mib(caps.buffer_bytes)],
   ['timestamps', caps.timestamps ? 'yes' : 'no'],
-].flatMap(([name, value]) => fact(name, value)));
+].map(([name, value]) => fact(name, value)));
 const paths = element('details', '', { className: 'small' });
 paths.append(element('summary', 'Which path each kernel takes here, and why', { className: 'soft' }));
 const table = element('table', '');

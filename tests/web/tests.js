@@ -99,8 +99,8 @@ const tests = {
       const stop = new AbortController();
       const onToken = ({ tokens }) => {
         // A minute in all on a slow driver, but some of every text.
-        if (tokens >= 12 && performance.now() - start > 60000) stop.abort();
-        if (tokens % 16 === 0) tell({ note: `${tokens} tokens` });
+        if (tokens >= 6 && performance.now() - start > 60000) stop.abort();
+        if (tokens % 16 === 0 || performance.now() - start > 20000) tell({ note: `${tokens} tokens` });
       };
       const stream = model.generate(one.prompt, { ...greedy(), onToken, signal: stop.signal });
       let shown = '';
@@ -116,7 +116,7 @@ const tests = {
     }
     numbers.golden_tokens = few;
     numbers.tokens_per_s = Math.max(...rates);
-    few = Math.min(few, numbers.tokens_per_s < 5 ? 12 : 64);
+    few = Math.min(few, numbers.tokens_per_s < 5 ? 6 : 64);
   },
   async 'a text that goes on computes only what is new'() {
     await loaded();
