@@ -68,15 +68,16 @@ impl Args {
             let choices = (entry.choices)(&caps).into_iter().map(|(spec, variant, why)| Choice { spec, variant, why });
             Entry { kernel: entry.name, choices: choices.collect() }
         };
+        let (decoder, matrices) = decoder(selector, &caps)?;
         let info = Info {
             version: env!("CARGO_PKG_VERSION"),
             kernels: ALL.iter().map(kernel).collect(),
             steps: vec![
                 ("products", Linear::new(&caps).crossover().to_string()),
                 ("experts", moe_layer::Crossover::of(&caps).to_string()),
-                ("prompts", pieces::Crossover::of(&caps).to_string()),
+                ("prompts", pieces::Crossover::of(&caps, matrices).to_string()),
                 ("decode", mla_decode_fused::CHOICE.to_string()),
-                ("mla_decode", decoder(selector, &caps)?),
+                ("mla_decode", decoder),
             ],
             chosen: Chosen { index, why: why(selector, &adapters, index), adapter: caps.name, backend: caps.backend },
             adapters,
@@ -90,20 +91,20 @@ impl Args {
     }
 }
 
-/// Which kernel decodes, after the self-test of the one on matrix units where the adapter has some. Each model
-/// is tested again as it is loaded.
-fn decoder(selector: &Selector, caps: &Caps) -> Result<String> {
+/// Which kernel decodes and whether on matrix units, after the self-test of the one on them where the adapter has
+/// some. Each model is tested again as it is loaded.
+fn decoder(selector: &Selector, caps: &Caps) -> Result<(String, bool)> {
     let spec = |rows| mla_decode::Spec { latent: 512, rope: 64, format: RecordFormat::F16, rows };
     if let Some(why) = MlaDecodeCoop::refusal(&spec(16), caps) {
-        return Ok(format!("on invocations: {why}"));
+        return Ok((format!("on invocations: {why}"), false));
     }
     let device = pollster::block_on(Device::open(selector, &Options::default()))?;
     for rows in [16, 128] {
         if let Err(fault) = MlaDecodeCoop::tried(&spec(rows), &device)? {
-            return Ok(format!("on invocations: the self-test of mla_decode_coop failed, {fault}"));
+            return Ok((format!("on invocations: the self-test of mla_decode_coop failed, {fault}"), false));
         }
     }
-    Ok("on matrix units (mla_decode_coop, its self-test passed) where the cache is f16".into())
+    Ok(("on matrix units (mla_decode_coop, its self-test passed) where the cache is f16".into(), true))
 }
 
 /// Why that adapter.

@@ -107,7 +107,9 @@ impl Kernel for MlaDecodeCoop {
         variants.sort_by_key(|variant| variant.tuning.rows() != block_rows(spec.rows));
         let best = variants.into_iter().next();
         let variant = best.unwrap_or_else(|| panic!("mla_decode_coop: {:?}", Self::refusal(spec, caps)));
-        Choice { why: format!("{} of {} rows a block, on matrix units", variant.tuning.rows(), spec.rows), variant }
+        let rows = variant.tuning.rows();
+        let which = if rows == 16 { "few" } else { "many" };
+        Choice { why: format!("{which} rows, in blocks of {rows} on matrix units"), variant }
     }
 
     fn new(spec: &Spec, tuning: &Tuning) -> MlaDecodeCoop {

@@ -82,6 +82,9 @@ impl Attention {
         let of = |length, label| rows(device, limits.tokens, length, label);
         let width = (latent + rope).next_multiple_of(8);
         let absorbed = 4 * u64::from(limits.tokens) * u64::from(heads * width);
+        let decode = mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens };
+        let decoder = Decoder::new(&decode, limits.page, device)?;
+        let prefill = (limits, decoder.on_matrices());
         Ok(Attention {
             page: limits.page,
             norm: RmsNorm::chosen(&rms_norm::Spec, caps),
@@ -90,12 +93,8 @@ impl Attention {
                 caps,
             ),
             by_format: formats.into_iter().map(by_format).collect(),
-            decoder: Decoder::new(
-                &mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens },
-                limits.page,
-                device,
-            )?,
-            materialised: Materialised::new(device, &mla, limits, frequencies, rope_table.view())?,
+            decoder,
+            materialised: Materialised::new(device, &mla, prefill, frequencies, rope_table.view())?,
             rope_table: rope_table.view(),
             input: of(input, "projections")?,
             compressed: mla.q_rank.map(|rank| of(rank, "compressed queries")).transpose()?,

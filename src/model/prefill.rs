@@ -50,11 +50,12 @@ pub(super) fn piece_bytes(mla: &Mla) -> u64 {
 }
 
 impl Materialised {
-    /// For steps within the limits; `None` where prompts are absorbed.
+    /// For steps within the limits; `None` where prompts are absorbed. `matrices` says what absorbed attention
+    /// runs on.
     pub fn new(
         device: &Device,
         mla: &Mla,
-        limits: &Limits,
+        (limits, matrices): (&Limits, bool),
         frequencies: Frequencies,
         rope_table: View,
     ) -> Result<Option<Materialised>> {
@@ -71,7 +72,7 @@ impl Materialised {
         let of = |length, label| rows(device, keys, length, label);
         Ok(Some(Materialised {
             always: limits.prefill == Prefill::Materialised,
-            crossover: Crossover::of(caps),
+            crossover: Crossover::of(caps, matrices),
             rope: Rope::chosen(&rope::Spec { layout: mla.rotation.layout }, caps),
             frequencies: Arc::new(frequencies),
             rope_table,
