@@ -220,7 +220,7 @@ mod tests {
         let widths = Widths { latent: 512, nope: 128, rope: 64, value: 128 };
         for matrices in [false, true] {
             let gpu = Crossover::of(&Caps::portable(), matrices);
-            assert!(gpu.materialises(&batch(&[(0, 256)]), &widths) && gpu.materialises(&batch(&[(256, 256)]), &widths));
+            assert!(gpu.materialises(&batch(&[(0, 256)]), &widths));
             assert!(!gpu.materialises(&batch(&[(4096, 256)]), &widths), "measured: 317 ms absorbed, 355 materialised");
         }
     }
