@@ -190,11 +190,13 @@ impl Args {
             }
             false => (Tensors::of(&config, ExpertLayout::Each), None, 0),
         };
+        let mut caps = None;
         if self.memory.is_none() {
             // An adapter does not say how much memory it has, only how large a part of it may be.
-            let adapters = pollster::block_on(gpu::list());
+            let mut adapters = pollster::block_on(gpu::list());
             if let Some(index) = selector.choose(&adapters)? {
                 plan::check_bindings(&config, &adapters[index])?;
+                caps = Some(adapters.swap_remove(index));
             }
         }
         let context = self.ctx.unwrap_or(config.max_context.min(32768));
@@ -207,7 +209,7 @@ impl Args {
         let token = widths.token_bytes(Kind::Mla);
         let plan = Plan {
             weights: plan::weight_bytes(&tensors, checkpoint.as_ref()),
-            scratch: plan::scratch_bytes(&config, token, self.batch.into()),
+            scratch: plan::scratch_bytes(&config, caps.as_ref(), token, self.batch.into()),
             token,
             context: context.into(),
             batch: self.batch.into(),

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Device, Reading, Recording, View};
 use crate::kernels::mla_decode_coop;
 use crate::kernels::pieces::{Piece, Pieces};
-use crate::kernels::plan::{self, Borders, Dispatch, Plan, Target};
+use crate::kernels::plan::{self, Borders, Dispatch, MOST_ROWS, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
 use crate::model::Model;
@@ -116,16 +116,6 @@ struct Facts {
     records: [View; 2],
 }
 
-/// Workgroups that fill a device once, as far as its kind tells: no API says how many units it has.
-fn workgroups(device: &Device) -> u32 {
-    use crate::gpu::DeviceType::{Cpu, Discrete};
-    match device.caps().device_type {
-        Discrete => 264,
-        Cpu => 8,
-        _ => 48,
-    }
-}
-
 impl Engine {
     /// Allocates all memory that steps need.
     ///
@@ -162,8 +152,8 @@ impl Engine {
             page: options.page,
             chunk_pages: cache.chunk_pages(),
             heads,
-            rows: 32, // of 264 workgroups: as many as 128 of 64 rows on matrix units
-            workgroups: workgroups(device),
+            rows: MOST_ROWS,
+            workgroups: plan::workgroups(device.caps()),
             partials: 0,
             borders: if options.deterministic { Borders::Own } else { Borders::Balanced },
         };

@@ -6,6 +6,20 @@ use std::cmp::Reverse;
 use super::mla_combine::MOST_SPLITS;
 use super::{Sequence, Split};
 use crate::error::{Error, Result};
+use crate::gpu::{Caps, DeviceType};
+
+/// Rows of partials to have for each workgroup: as many as 128 workgroups of 64 rows need on matrix units, where
+/// others would be 264.
+pub const MOST_ROWS: u32 = 32;
+
+/// Workgroups that fill a device once, as far as its kind tells: no API says how many units it has.
+pub fn workgroups(caps: &Caps) -> u32 {
+    match caps.device_type {
+        DeviceType::Discrete => 264,
+        DeviceType::Cpu => 8,
+        _ => 48,
+    }
+}
 
 /// How contexts are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use super::config::{Config, Mla, Mlp, Moe};
 use super::prefill::piece_bytes;
 use super::tensors::{Expected, MlpTensors, MoeTensors, QueryTensors, Tensors};
 use crate::gpu::Caps;
+use crate::kernels::plan::{MOST_ROWS, workgroups};
 use crate::kernels::weights::WeightFormat;
 use crate::num::record::RecordFormat;
 use crate::weights::{Checkpoint, Dtype};
@@ -190,9 +191,10 @@ fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
 }
 
 /// About how many bytes an engine computes with: the f32 activations between the kernels for [`STEP`] tokens,
-/// the parts that split contexts are merged from, the keys and values of a piece of a prompt, the logits, and the pages that sequences hold for a moment
-/// when they stop sharing one. `token` are the bytes of the cache a token.
-pub fn scratch_bytes(config: &Config, token: u64, sequences: u64) -> u64 {
+/// the parts that split contexts are merged from, the keys and values of a piece of a prompt, the logits, and the
+/// pages that sequences hold for a moment when they stop sharing one. `token` are the bytes of the cache a token;
+/// without a device it is counted for the largest.
+pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, sequences: u64) -> u64 {
     let Mla { heads, latent, nope, rope, value, .. } = config.mla;
     let [heads, latent, nope, rope, value] = [heads, latent, nope, rope, value].map(u64::from);
     let (hidden, vocab) = (u64::from(config.hidden), u64::from(config.vocab));
@@ -213,16 +215,14 @@ pub fn scratch_bytes(config: &Config, token: u64, sequences: u64) -> u64 {
     });
     let row = 5 * hidden + attention + dense.max().unwrap_or(0) + experts.max().unwrap_or(0);
     let logits = STEP.min(LOGITS_BYTES / (4 * vocab)).max(sequences);
-    let partials = WORKGROUP_ROWS * (latent + 4);
+    let workgroups = caps.map_or(264, workgroups);
+    let partials = u64::from(workgroups * MOST_ROWS) * (latent + 4);
     let pages = token * PAGE * (sequences + 1);
     4 * (STEP.max(sequences) * row + partials + logits * vocab) + piece_bytes(&config.mla) + pages
 }
 
 /// The most bytes of a step's logits, where one sequence does not need more.
 pub const LOGITS_BYTES: u64 = 32 << 20;
-/// Rows of partial results beside those of a step: 264 workgroups of 32.
-const WORKGROUP_ROWS: u64 = 264 * 32;
-
 /// Every mixture of experts.
 fn moes(config: &Config) -> impl Iterator<Item = &Moe> {
     config.layers.iter().flat_map(|layer| {

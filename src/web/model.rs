@@ -63,7 +63,8 @@ impl Loading {
         let token = Widths::of(config, 1, self.format()?).token_bytes(Kind::Mla);
         Ok(Plan {
             weights: plan::weight_bytes(tensors, checkpoint),
-            scratch: plan::scratch_bytes(config, token, 1),
+            // A browser does not say what kind of device it has: as lamina's defaults are.
+            scratch: plan::scratch_bytes(config, Some(&gpu::Caps::portable()), token, 1),
             token,
             context: self.context(config)?.into(),
             batch: 1,
