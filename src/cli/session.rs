@@ -355,8 +355,6 @@ impl Timings {
         first: Duration,
         all: Duration,
     ) -> Timings {
-        let config = &session.engine.model().config;
-        let token = Widths::of(config, 1, session.engine.options().format).token_bytes(Kind::Mla);
         let decode = all.saturating_sub(first).as_secs_f64();
         let rate = |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         Timings {
@@ -366,7 +364,7 @@ impl Timings {
             prefill_tokens_per_s: rate(prompt, first.as_secs_f64()),
             decode_s: decode,
             decode_tokens_per_s: rate(tokens.saturating_sub(1), decode),
-            cache_bytes: token * held as u64,
+            cache_bytes: session.engine.cache_bytes(held as u32),
         }
     }
 

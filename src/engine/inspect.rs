@@ -4,7 +4,7 @@ use super::pages::SequenceId;
 use super::step::{Engine, Ids};
 use crate::error::{Error, Result};
 use crate::gpu::Recording;
-use crate::model::config::Mla;
+use crate::model::plan::{Kind, Widths};
 
 impl Engine {
     /// Appends `ids` to a sequence, at most those of one step, and gives the hidden states behind the embedding
@@ -59,8 +59,6 @@ impl Engine {
 
     /// Bytes of the cache that `tokens` tokens of a sequence fill.
     pub fn cache_bytes(&self, tokens: u32) -> u64 {
-        let Mla { latent, rope, .. } = self.model.config.mla;
-        let record = self.options.format.bytes(latent as usize, rope as usize) as u64;
-        record * u64::from(tokens) * self.model.config.attentions() as u64
+        Widths::of(&self.model.config, 1, self.options.format).token_bytes(Kind::Mla) * u64::from(tokens)
     }
 }

@@ -139,18 +139,22 @@ pub struct MlaDecode {
     shader: Arc<Shader>,
 }
 
-/// The modules of `lib/fold` for a record format and a tuning.
-pub(super) fn fold_modules(shader: ShaderBuilder, format: RecordFormat, subgroups: bool) -> ShaderBuilder {
-    let cache = match format {
+/// The module that reads records of a format.
+pub(super) fn cache_module(format: RecordFormat) -> Source {
+    match format {
         RecordFormat::F16 => wgsl!("lib/cache_f16"),
         RecordFormat::F32 => wgsl!("lib/cache_f32"),
         RecordFormat::Fp8 => wgsl!("lib/cache_fp8"),
-    };
+    }
+}
+
+/// The modules of `lib/fold` for a record format and a tuning.
+pub(super) fn fold_modules(shader: ShaderBuilder, format: RecordFormat, subgroups: bool) -> ShaderBuilder {
     let shader = shader
         .module(wgsl!("lib/batch"))
         .module(wgsl!("lib/rows_paged"))
         .module(wgsl!("lib/score_plain"))
-        .module(cache)
+        .module(cache_module(format))
         .module(wgsl!("lib/fold"));
     match subgroups {
         true => shader.module(wgsl!("lib/transpose8_subgroup")).subgroups(),

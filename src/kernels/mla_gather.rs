@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::mla_decode::cache_module;
 use super::contexts::{self, Context, Draw, Drawn};
 use super::inputs::{Inputs, words};
 use super::plan::Plan;
@@ -106,11 +107,6 @@ impl Kernel for MlaGather {
     fn new(spec: &Spec, tuning: &Tuning) -> MlaGather {
         assert!(spec.latent > 0 && spec.latent.is_multiple_of(16), "mla_gather: latent width {}", spec.latent);
         assert!(spec.rope.is_multiple_of(2), "mla_gather: rope width {} is odd", spec.rope);
-        let cache = match spec.format {
-            RecordFormat::F16 => wgsl!("lib/cache_f16"),
-            RecordFormat::F32 => wgsl!("lib/cache_f32"),
-            RecordFormat::Fp8 => wgsl!("lib/cache_fp8"),
-        };
         let shader = Shader::of(Self::SOURCE)
             .u32("R", spec.latent)
             .u32("P", spec.rope)
@@ -119,7 +115,7 @@ impl Kernel for MlaGather {
             .u32("TILE", tuning.tile)
             .u32("WORKGROUP", tuning.workgroup)
             .module(wgsl!("lib/batch"))
-            .module(cache)
+            .module(cache_module(spec.format))
             .build();
         MlaGather { spec: spec.clone(), tuning: tuning.clone(), shader }
     }
