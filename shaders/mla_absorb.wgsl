@@ -24,7 +24,7 @@ struct Params {
 const WORKGROUP = 256u;
 const LANES = 16u;                   // that share a row of W_UK, four columns each
 const SLICES = WORKGROUP / LANES;    // rows under way at once
-const UNROLL = 4u;                   // rows a lane has under way
+const UNROLL = select(4u, 8u, N > 4u * SLICES); // rows a lane has under way
 const PADDED = (N + SLICES * UNROLL - 1u) / (SLICES * UNROLL) * (SLICES * UNROLL);
 const STRIDE = (R + 31u) / 32u * 8u; // vec4 a row of kv_b
 
@@ -48,6 +48,10 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
   let column = block.x * LANES + lane % LANES;
   let slice = lane / LANES;
 
+  // Rows of W_UK are under way before they are needed: the first while the queries are staged.
+  var packed: array<Packed4, UNROLL>;
+  let start = block.y * (N + V) * STRIDE + min(column, R / 4u - 1u);
+  load(&packed, start, slice);
   for (var i = lane; i < TOKENS * PADDED / 2u; i += WORKGROUP) {
     let pair = i / TOKENS;
     let t = i % TOKENS;
@@ -64,17 +68,15 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
   for (var t = 0u; t < TOKENS; t++) {
     sum[t] = vec4<f32>(0.0);
   }
-  let start = block.y * (N + V) * STRIDE + min(column, R / 4u - 1u);
   for (var i = slice; i < PADDED; i += SLICES * UNROLL) {
-    var packed: array<Packed4, UNROLL>;
-    for (var k = 0u; k < UNROLL; k++) {
-      packed[k] = kv_b[start + min(i + k * SLICES, N - 1u) * STRIDE];
-    }
     for (var k = 0u; k < UNROLL; k++) {
       let w = unpack4(packed[k]);
       for (var t = 0u; t < TOKENS; t++) {
         sum[t] += staged[(i + k * SLICES) * TOKENS + t] * w;
       }
+    }
+    if (i + SLICES * UNROLL < PADDED) {
+      load(&packed, start, i + SLICES * UNROLL);
     }
   }
 
@@ -115,6 +117,13 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
       }
       queries[((first + t) * params.heads + head) * (W / 4u) + (R + at) / 4u] = value;
     }
+  }
+}
+
+// This lane's columns of every SLICES-th row of W_UK from `row` on.
+fn load(packed: ptr<function, array<Packed4, UNROLL>>, start: u32, row: u32) {
+  for (var k = 0u; k < UNROLL; k++) {
+    (*packed)[k] = kv_b[start + min(row + k * SLICES, N - 1u) * STRIDE];
   }
 }
 

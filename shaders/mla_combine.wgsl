@@ -1,7 +1,7 @@
 // The splits of each (token, head) row merged by log-sum-exp; with VALUES then W_UV of a chunk of heads.
 // Grid: x parts of PART value rows (without VALUES of COLUMNS vec4), y heads of the chunk, z blocks of TOKENS
 // tokens; with SERIAL blocks of rows, folded into y.
-// lib: batch, reduce_* (reduce_sum, reduce_max), unpack4_* (Packed4, unpack4).
+// lib: batch, unpack4_* (Packed4, unpack4).
 // Constants: R latent width, N rows of W_UK and V of W_UV, VALUES, WORKGROUP,
 // TOKENS that share a read of W_UV, PART, COLUMNS vec4 that are merged at once, SERIAL: a lane merges alone.
 
@@ -25,11 +25,12 @@ const GROUPS = WORKGROUP / COLUMNS;          // groups of lanes that share the s
 const STRIDE = (R + 31u) / 32u * 8u;         // vec4 a row of kv_b
 const LANES = 16u;                           // that share a row of W_UV
 const ROWS = WORKGROUP / LANES;              // rows of W_UV under way at once
-const UNROLL = 4u;                           // loads a lane has under way
+const OWN = (QUADS + LANES - 1u) / LANES;    // vec4 of a row of W_UV that a lane has under way
+const UNROLL = 8u;                           // splits a lane has under way
 const NOTHING = -3.0e38;                     // a log-sum-exp without a token
 const LN_2 = 0.6931471805599453;
 
-var<workgroup> weights: array<f32, WORKGROUP>;              // of the splits
+var<workgroup> shares: array<vec2<f32>, WORKGROUP>;         // of a group of splits: largest log-sum-exp, sum of weights
 var<workgroup> latents: array<vec4<f32>, TOKENS * QUADS>;   // [TOKENS, QUADS]
 var<workgroup> scratch: array<vec4<f32>, WORKGROUP>;
 
@@ -75,65 +76,80 @@ fn merge_alone(token: u32, head: u32, start: u32) {
   }
 }
 
-// Merges the splits of a row into latents[t].
+// Merges the splits of a row into latents[t]. Each lane finds the weights by itself: that costs less than
+// waiting for others to find them.
 fn merge(t: u32, token: u32, head: u32, lane: u32, part_of: u32) {
   let sequence = batch[rows[token].sequence];
-  let splits = min(sequence.splits, WORKGROUP);
+  let splits = sequence.splits;
   let first = (sequence.first_partial + token - sequence.first_row) * params.heads + head;
   let step = sequence.tokens * params.heads; // rows from one split to the next
-
-  var found = NOTHING;
-  if (lane < splits) {
-    found = max(partials[(first + lane * step) * (QUADS + 1u) + QUADS].x, NOTHING);
-  }
-  let largest = reduce_max(found, lane);
-  let weight = select(0.0, exp2(found - largest), found > 0.5 * NOTHING);
-  let sum = reduce_sum(weight, lane);
-  weights[lane] = weight / max(sum, 1e-30);
-  if (part_of == 0u && lane == 0u) {
-    lse[token * params.heads + head] = natural(largest, sum);
-  }
-  workgroupBarrier();
 
   let group = lane / COLUMNS;
   let first_column = select(part_of * COLUMNS, 0u, VALUES);
   let end_column = select(min(first_column + COLUMNS, QUADS), QUADS, VALUES);
   for (var base = first_column; base < end_column; base += COLUMNS) {
     let column = base + lane % COLUMNS;
+    var share = vec2<f32>(NOTHING, 0.0);
     var merged = vec4<f32>(0.0);
     if (column < end_column && group < GROUPS) {
       for (var s = group; s < splits; s += GROUPS * UNROLL) {
+        var found: array<f32, UNROLL>;
         var part: array<vec4<f32>, UNROLL>;
         for (var k = 0u; k < UNROLL; k++) {
-          part[k] = partials[(first + min(s + k * GROUPS, splits - 1u) * step) * (QUADS + 1u) + column];
+          let at = (first + min(s + k * GROUPS, splits - 1u) * step) * (QUADS + 1u);
+          found[k] = partials[at + QUADS].x;
+          part[k] = partials[at + column];
         }
+        let before = share.x;
         for (var k = 0u; k < UNROLL; k++) {
-          let split = s + k * GROUPS;
-          // What weighs 0 may be no number.
-          if (split < splits && weights[split] > 0.0) {
-            merged += weights[split] * part[k];
+          share.x = max(share.x, select(NOTHING, found[k], s + k * GROUPS < splits));
+        }
+        let rescale = exp2(before - share.x);
+        share.y *= rescale;
+        merged *= rescale;
+        for (var k = 0u; k < UNROLL; k++) {
+          // What saw no token may be no number.
+          if (s + k * GROUPS < splits && found[k] > 0.5 * NOTHING) {
+            let weight = exp2(found[k] - share.x);
+            share.y += weight;
+            merged += weight * part[k];
           }
         }
       }
     }
     if (GROUPS > 1u) {
+      shares[lane] = share;
       scratch[lane] = merged;
       workgroupBarrier();
       if (group == 0u) {
+        var largest = share.x;
         for (var i = 1u; i < GROUPS; i++) {
-          merged += scratch[i * COLUMNS + lane];
+          largest = max(largest, shares[i * COLUMNS + lane].x);
+        }
+        let rescale = exp2(share.x - largest);
+        share = vec2<f32>(largest, share.y * rescale);
+        merged *= rescale;
+        for (var i = 1u; i < GROUPS; i++) {
+          let other = shares[i * COLUMNS + lane];
+          let weight = exp2(other.x - largest);
+          share.y += weight * other.y;
+          merged += weight * scratch[i * COLUMNS + lane];
         }
       }
     }
     if (column < end_column && group == 0u) {
+      merged /= max(share.y, 1e-30);
       if (VALUES) {
         latents[t * QUADS + column] = merged;
       } else {
         write_latent(token, head, column, merged);
       }
+      if (column == 0u && (!VALUES || part_of == 0u)) {
+        lse[token * params.heads + head] = natural(share.x, share.y);
+      }
     }
+    workgroupBarrier(); // shares and scratch are free, latents[t] is there
   }
-  workgroupBarrier(); // weights and scratch are free, latents[t] is there
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -152,13 +168,19 @@ fn main(
   let head = params.first_head + block.y;
   let first = block.z * TOKENS;
   let count = min(TOKENS, params.tokens - first);
+  let start = (block.y * (N + V) + N) * STRIDE;
+  // Rows of W_UV are under way before they are needed: those of the first turn while the splits are merged.
+  var packed: array<Packed4, OWN>;
+  if (VALUES) {
+    load(&packed, start, block.x * PART, lane);
+  }
   for (var t = 0u; t < count; t++) {
     merge(t, first + t, head, lane, block.x);
   }
   if (VALUES) {
-    let start = (block.y * (N + V) + N) * STRIDE;
     for (var row = block.x * PART; row < min((block.x + 1u) * PART, V); row += ROWS) {
-      scratch[lane] = dots(start + min(row + lane / LANES, V - 1u) * STRIDE, lane % LANES);
+      scratch[lane] = dots(&packed, lane % LANES);
+      load(&packed, start, row + ROWS, lane);
       workgroupBarrier();
       let t = lane / ROWS;
       let value_row = row + lane % ROWS;
@@ -174,21 +196,23 @@ fn main(
   }
 }
 
+// This lane's part of one of ROWS rows of W_UV from `row` on.
+fn load(packed: ptr<function, array<Packed4, OWN>>, start: u32, row: u32, lane: u32) {
+  let at = start + min(row + lane / LANES, V - 1u) * STRIDE;
+  for (var k = 0u; k < OWN; k++) {
+    (*packed)[k] = kv_b[at + min(lane % LANES + k * LANES, QUADS - 1u)];
+  }
+}
+
 // This lane's part of the products of a row of W_UV with each token's latent.
-fn dots(start: u32, lane: u32) -> vec4<f32> {
+fn dots(packed: ptr<function, array<Packed4, OWN>>, lane: u32) -> vec4<f32> {
   var sum = vec4<f32>(0.0);
-  for (var c = lane; c < QUADS; c += LANES * UNROLL) {
-    var packed: array<Packed4, UNROLL>;
-    for (var k = 0u; k < UNROLL; k++) {
-      packed[k] = kv_b[start + min(c + k * LANES, QUADS - 1u)];
-    }
-    for (var k = 0u; k < UNROLL; k++) {
-      let column = c + k * LANES;
-      if (column < QUADS) {
-        let w = unpack4(packed[k]);
-        for (var t = 0u; t < TOKENS; t++) {
-          sum[t] += dot(w, latents[t * QUADS + column]);
-        }
+  for (var k = 0u; k < OWN; k++) {
+    let column = lane + k * LANES;
+    if (column < QUADS) {
+      let w = unpack4((*packed)[k]);
+      for (var t = 0u; t < TOKENS; t++) {
+        sum[t] += dot(w, latents[t * QUADS + column]);
       }
     }
   }

@@ -2,6 +2,7 @@
 
 mod bisect;
 mod cache;
+mod fact;
 mod generate;
 mod inspect;
 mod pages;

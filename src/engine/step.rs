@@ -1,7 +1,10 @@
 //! One step of a model: which tokens of which sequences, recorded and submitted, with the next tokens
 //! sampled behind it. What is read back is one record a sequence.
 
+use std::sync::Arc;
+
 use super::cache::{Cache, CacheShape};
+use super::fact::Fact;
 use super::pages::SequenceId;
 use super::run_until;
 use crate::error::{Error, Result};
@@ -88,26 +91,26 @@ pub struct Engine {
     logits: u32,
     pub(super) forward: Forward,
     cache: Cache,
-    sample: Sample,
+    sampler: Sample,
     target: Target,
     facts: Facts,
-    /// The last recording: the next step of the same shape submits it again.
-    recorded: Option<(Shape, Recording)>,
+    /// The last recording of each turn: the next step of the same shape submits it again.
+    recorded: [Option<(Shape, Arc<Recording>)>; 2],
     /// Which of the two buffers of records the next step writes.
     turn: usize,
 }
 
 /// The buffers of a step's facts.
 struct Facts {
-    batch: View,
-    rows: View,
-    ids: View,
-    block_table: View,
-    splits: View,
-    spans: View,
-    picked: View,
+    batch: Fact,
+    rows: Fact,
+    ids: Fact,
+    block_table: Fact,
+    splits: Fact,
+    spans: Fact,
+    picked: Fact,
     /// `[logits]` [`Row`], of the picked rows.
-    picked_rows: View,
+    picked_rows: Fact,
     samplers: View,
     seen: View,
     /// The sampled ids.
@@ -183,26 +186,39 @@ impl Engine {
         }
         let alloc = |bytes: u64, label: &str| Ok(device.alloc(bytes, label)?.view());
         let of = |count: u32, size: usize, label: &str| alloc(u64::from(count) * size as u64, label);
+        let fact = |count, size, label| Ok::<_, Error>(Fact::new(of(count, size, label)?));
         let records = |label| of(logits, size_of::<Record>(), label);
         let slots = options.sequences;
         let facts = Facts {
-            batch: of(slots, size_of::<Sequence>(), "batch")?,
-            rows: of(step_tokens, size_of::<Row>(), "rows")?,
-            ids: of(step_tokens, 4, "ids")?,
-            block_table: of(pages, 4, "block table")?,
-            splits: of(partials, size_of::<Split>(), "splits")?,
-            spans: of(forward.most_spans(&limits).max(1), size_of::<Span>(), "spans")?,
-            picked: of(logits, 4, "picked rows")?,
-            picked_rows: of(logits, size_of::<Row>(), "facts of picked rows")?,
+            batch: fact(slots, size_of::<Sequence>(), "batch")?,
+            rows: fact(step_tokens, size_of::<Row>(), "rows")?,
+            ids: fact(step_tokens, 4, "ids")?,
+            block_table: fact(pages, 4, "block table")?,
+            splits: fact(partials, size_of::<Split>(), "splits")?,
+            spans: fact(forward.most_spans(&limits).max(1), size_of::<Span>(), "spans")?,
+            picked: fact(logits, 4, "picked rows")?,
+            picked_rows: fact(logits, size_of::<Row>(), "facts of picked rows")?,
             samplers: of(slots, size_of::<Sampler>(), "samplers")?,
             seen: of(slots, 4 * model.config.vocab.div_ceil(32) as usize, "seen ids")?,
             tokens: of(logits, 4, "sampled ids")?,
             records: [records("records of even steps")?, records("records of odd steps")?],
         };
-        let sample = Sample::chosen(&sample::Spec, device.caps());
+        let sampler = Sample::chosen(&sample::Spec, device.caps());
         let options = Options { step_tokens, ..options.clone() };
         let device = device.clone();
-        Ok(Engine { device, model, options, logits, forward, cache, sample, target, facts, recorded: None, turn: 0 })
+        Ok(Engine {
+            device,
+            model,
+            options,
+            logits,
+            forward,
+            cache,
+            sampler,
+            target,
+            facts,
+            recorded: [None, None],
+            turn: 0,
+        })
     }
 
     /// The model.
@@ -272,13 +288,13 @@ impl Engine {
         let mut parts = ids.chunks(self.options.step_tokens as usize).peekable();
         while let Some(part) = parts.next() {
             if parts.peek().is_some() {
-                self.submit(&[(id, part.len() as u32, seed)], Ids::Given(part), &[], false).await?;
+                self.submit(&[(id, part.len() as u32, seed)], Ids::Given(part), &[]).await?;
             } else {
                 let last = part.len() as u32 - 1;
-                self.submit(&[(id, part.len() as u32, seed)], Ids::Given(part), &[last], true).await?;
+                return self.sample(&[(id, part.len() as u32, seed)], Ids::Given(part), &[last]).await;
             }
         }
-        self.start_read(1)
+        unreachable!("some ids were checked to be there")
     }
 
     /// The next token of each sequence, from the one that the last step sampled for it. The sequences are
@@ -289,8 +305,7 @@ impl Engine {
     pub async fn decode(&mut self, sequences: &[(SequenceId, u32)]) -> Result<Reading> {
         let work: Vec<(SequenceId, u32, u32)> = sequences.iter().map(|(id, seed)| (*id, 1, *seed)).collect();
         let picked: Vec<u32> = (0..work.len() as u32).collect();
-        self.submit(&work, Ids::Sampled, &picked, true).await?;
-        self.start_read(sequences.len())
+        self.sample(&work, Ids::Sampled, &picked).await
     }
 
     /// The records of a step, once it has run.
@@ -312,7 +327,7 @@ impl Engine {
         let mut all = Vec::with_capacity(ids.len() * vocab);
         for part in ids.chunks(self.options.step_tokens.min(self.logits) as usize) {
             let picked: Vec<u32> = (0..part.len() as u32).collect();
-            self.submit(&[(id, part.len() as u32, 0)], Ids::Given(part), &picked, false).await?;
+            self.submit(&[(id, part.len() as u32, 0)], Ids::Given(part), &picked).await?;
             let bytes = self.device.read(std::slice::from_ref(&self.forward.logits.view)).await?.remove(0);
             let logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
             all.extend(logits.chunks(stride).take(part.len()).flat_map(|row| &row[..vocab]));
@@ -338,38 +353,45 @@ impl Engine {
         Ok(())
     }
 
-    fn start_read(&self, count: usize) -> Result<Reading> {
-        let written = &self.facts.records[1 - self.turn];
-        self.device.start_read(&[written.part(0, (count * size_of::<Record>()) as u64)])
-    }
-
     /// Makes room in the cache, writes the step's facts, and submits it. Each of `work` is a sequence, its
     /// new tokens, and its seed.
-    async fn submit(
-        &mut self,
-        work: &[(SequenceId, u32, u32)],
-        ids: Ids<'_>,
-        picked: &[u32],
-        sample: bool,
-    ) -> Result<()> {
-        let (shape, plan) = self.prepare(work, ids, picked, sample)?;
-        let recording = match self.recorded.take() {
-            Some((of, recording)) if of == shape => recording,
-            _ => {
-                let recording = self.record(&shape, &plan);
-                self.device.prepare(&recording).await?;
-                recording
-            }
-        };
+    async fn submit(&mut self, work: &[(SequenceId, u32, u32)], ids: Ids<'_>, picked: &[u32]) -> Result<()> {
+        let (shape, plan) = self.prepare(work, ids, picked, false)?;
+        let recording = self.recording(shape, &plan).await?;
         match &self.options.reference_until {
-            Some(stage) => run_until(&self.device, &recording, stage).await?,
-            None => self.device.submit(&recording)?,
+            Some(stage) => run_until(&self.device, &recording, stage).await,
+            None => self.device.submit(&recording),
         }
-        self.recorded = Some((shape, recording));
-        if sample {
-            self.turn = 1 - self.turn;
+    }
+
+    /// As [`Engine::submit`], with the next token of each sequence sampled from a picked row, in order.
+    async fn sample(&mut self, work: &[(SequenceId, u32, u32)], ids: Ids<'_>, picked: &[u32]) -> Result<Reading> {
+        let (shape, plan) = self.prepare(work, ids, picked, true)?;
+        let records = [self.facts.records[self.turn].part(0, (picked.len() * size_of::<Record>()) as u64)];
+        let recording = self.recording(shape, &plan).await?;
+        let reading = match &self.options.reference_until {
+            Some(stage) => {
+                run_until(&self.device, &recording, stage).await?;
+                self.device.start_read(&records)?
+            }
+            None => self.device.submit_reading(&recording, &records)?,
+        };
+        self.turn = 1 - self.turn;
+        Ok(reading)
+    }
+
+    /// What a step of that shape submits.
+    async fn recording(&mut self, shape: Shape, plan: &Plan) -> Result<Arc<Recording>> {
+        let turn = self.turn;
+        match &self.recorded[turn] {
+            Some((of, recording)) if *of == shape => Ok(recording.clone()),
+            _ => {
+                let recording = Arc::new(self.record(&shape, plan));
+                self.device.prepare(&recording).await?;
+                self.recorded[turn] = Some((shape, recording.clone()));
+                Ok(recording)
+            }
         }
-        Ok(())
     }
 
     /// Makes room in the cache and writes the step's facts.
@@ -393,19 +415,17 @@ impl Engine {
         };
         let rows = Sequence::rows(&batch);
         let picked_rows: Vec<Row> = picked.iter().map(|row| rows[*row as usize]).collect();
-        let facts = &self.facts;
-        self.device.write(&facts.batch, 0, &batch)?;
-        self.device.write(&facts.rows, 0, &rows)?;
-        self.device.write(&facts.block_table, 0, &table)?;
-        self.device.write(&facts.splits, 0, &plan.splits)?;
-        self.device.write(&facts.spans, 0, &pieces.spans)?;
+        let (facts, device) = (&mut self.facts, &self.device);
+        facts.batch.write(device, &batch)?;
+        facts.rows.write(device, &rows)?;
+        facts.block_table.write(device, &table)?;
+        facts.splits.write(device, &plan.splits)?;
+        facts.spans.write(device, &pieces.spans)?;
         if let Ids::Given(ids) = ids {
-            self.device.write(&facts.ids, 0, ids)?;
+            facts.ids.write(device, ids)?;
         }
-        if !picked.is_empty() {
-            self.device.write(&facts.picked, 0, picked)?;
-            self.device.write(&facts.picked_rows, 0, &picked_rows)?;
-        }
+        facts.picked.write(device, picked)?;
+        facts.picked_rows.write(device, &picked_rows)?;
         let shape = Shape {
             tokens: rows.len() as u32,
             most_tokens: batch.iter().map(|s| s.tokens).max().unwrap_or(0),
@@ -428,13 +448,13 @@ impl Engine {
     pub(super) fn step<'a>(&'a self, shape: &'a Shape, plan: &'a Plan, cache: &'a [&'a [CacheChunk]]) -> Step<'a> {
         let facts = &self.facts;
         Step {
-            batch: facts.batch.clone(),
-            rows: facts.rows.clone(),
-            ids: if shape.sampled_ids { facts.tokens.clone() } else { facts.ids.clone() },
-            block_table: facts.block_table.clone(),
-            splits: facts.splits.clone(),
-            spans: facts.spans.clone(),
-            picked: facts.picked.clone(),
+            batch: facts.batch.view.clone(),
+            rows: facts.rows.view.clone(),
+            ids: if shape.sampled_ids { facts.tokens.clone() } else { facts.ids.view.clone() },
+            block_table: facts.block_table.view.clone(),
+            splits: facts.splits.view.clone(),
+            spans: facts.spans.view.clone(),
+            picked: facts.picked.view.clone(),
             plan,
             pieces: &shape.pieces,
             tokens: shape.tokens,
@@ -457,15 +477,15 @@ impl Engine {
                 stride: self.forward.logits.stride,
             };
             let args = sample::Args {
-                batch: facts.batch.clone(),
-                rows: facts.picked_rows.clone(),
+                batch: facts.batch.view.clone(),
+                rows: facts.picked_rows.view.clone(),
                 samplers: facts.samplers.clone(),
                 logits: self.forward.logits.view.clone(),
                 seen: facts.seen.clone(),
                 tokens: facts.tokens.clone(),
                 records: facts.records[turn].clone(),
             };
-            self.sample.record(&mut recording, params, args);
+            self.sampler.record(&mut recording, params, args);
         }
         recording
     }

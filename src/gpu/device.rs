@@ -214,6 +214,20 @@ impl Device {
         }
     }
 
+    /// As [`Device::submit`] and [`Device::start_read`], in one submission.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn submit_reading(&self, recording: &Recording, views: &[View]) -> Result<Reading> {
+        Ok(Reading(match &*self.0 {
+            Kind::Gpu(gpu) => Read::Gpu(gpu.submit_reading(recording, views)?),
+            Kind::Cpu(_) => {
+                host::run(recording);
+                Read::Done(views.iter().map(host::read).collect())
+            }
+        }))
+    }
+
     /// Waits until all that was submitted has run.
     ///
     /// # Errors

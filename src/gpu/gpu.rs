@@ -160,29 +160,27 @@ impl Gpu {
 
     /// Starts to copy the views to the host, in one submission, behind all that was submitted before.
     pub fn start_read(&self, views: &[View]) -> Result<Reading> {
-        let sizes: Vec<u64> = views.iter().map(|v| v.size).collect();
-        let total: u64 = sizes.iter().map(|size| size.next_multiple_of(8)).sum();
-        let asked = format!("a read-back of {total} bytes");
         let scopes = Scopes::push(&self.device);
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("read-back"),
-            size: total.max(8),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut at = 0;
-        for view in views.iter().filter(|view| view.size > 0) {
-            encoder.copy_buffer_to_buffer(gpu_buffer(view), view.offset, &staging, at, view.size);
-            at += view.size.next_multiple_of(8);
-        }
+        let copies = Copies::encode(&self.device, &mut encoder, views);
         let submission = self.queue.submit([encoder.finish()]);
+        self.reading(copies, submission, scopes.pop())
+    }
+
+    /// The submitted copies, where nothing was `caught`.
+    pub fn reading(
+        &self,
+        copies: Copies,
+        submission: wgpu::SubmissionIndex,
+        caught: Option<wgpu::Error>,
+    ) -> Result<Reading> {
+        let Copies { staging, sizes, asked } = copies;
         let (done, mapped) = futures::channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only when the caller has stopped waiting.
             let _ = done.send(result);
         });
-        self.explain(&asked, scopes.pop())?;
+        self.explain(&asked, caught)?;
         Ok(Reading { staging, sizes, asked, submission, mapped })
     }
 
@@ -284,6 +282,32 @@ impl Gpu {
 
     pub fn driver(&self, asked: &str, found: String) -> Error {
         Error::Driver { adapter: self.caps.label(), asked: asked.into(), found }
+    }
+}
+
+/// Copies of views to a buffer that the host can map, encoded.
+pub(super) struct Copies {
+    staging: wgpu::Buffer,
+    sizes: Vec<u64>,
+    asked: String,
+}
+
+impl Copies {
+    pub fn encode(device: &wgpu::Device, encoder: &mut wgpu::CommandEncoder, views: &[View]) -> Copies {
+        let sizes: Vec<u64> = views.iter().map(|v| v.size).collect();
+        let total: u64 = sizes.iter().map(|size| size.next_multiple_of(8)).sum();
+        let staging = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read-back"),
+            size: total.max(8),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut at = 0;
+        for view in views.iter().filter(|view| view.size > 0) {
+            encoder.copy_buffer_to_buffer(gpu_buffer(view), view.offset, &staging, at, view.size);
+            at += view.size.next_multiple_of(8);
+        }
+        Copies { staging, sizes, asked: format!("a read-back of {total} bytes") }
     }
 }
 

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use super::buffer::{Memory, View};
 use super::compose::Access;
-use super::gpu::{Gpu, Scopes, gpu_buffer};
+use super::gpu::{Copies, Gpu, Reading, Scopes, gpu_buffer};
 use super::pipelines::Pipeline;
 use super::recording::{Call, Grid, PARAMS_SLOT, Recording};
 use crate::error::Result;
 
 /// The parameter ring and the bind groups of one device.
 pub(super) struct Recorder {
-    /// Every call's `Params`, 256 bytes apart; rewritten by each step.
+    /// Every call's `Params`, 256 bytes apart.
     ring: wgpu::Buffer,
+    /// What the ring holds: a step often has the parameters of the one before it.
+    held: Vec<u8>,
     /// Unique in this process: names the device and the ring that bind groups were made with.
     generation: u64,
     groups: HashMap<GroupKey, Group>,
@@ -66,11 +68,12 @@ fn ring(device: &wgpu::Device, size: u64) -> wgpu::Buffer {
 impl Recorder {
     pub fn new(device: &wgpu::Device) -> Recorder {
         let ring = ring(device, 256 * PARAMS_SLOT as u64);
-        Recorder { ring, generation: generation(), groups: HashMap::new(), prune_at: LEAST_PRUNE }
+        Recorder { ring, held: Vec::new(), generation: generation(), groups: HashMap::new(), prune_at: LEAST_PRUNE }
     }
 
     /// Drops every bind group: the ring is another one, or the driver failed and some may be invalid.
     fn forget(&mut self) {
+        self.held.clear();
         self.generation = generation();
         self.groups.clear();
     }
@@ -86,8 +89,9 @@ impl Recorder {
         for (call, slot) in calls.iter().zip(bytes.chunks_exact_mut(PARAMS_SLOT)) {
             slot[..call.params.len()].copy_from_slice(&call.params);
         }
-        if size > 0 {
+        if !self.held.starts_with(&bytes) {
             gpu.queue.write_buffer(&self.ring, 0, &bytes);
+            self.held = bytes;
         }
     }
 
@@ -165,7 +169,30 @@ impl Gpu {
 
     /// Submits the recording; returns before it has run.
     pub fn submit(&self, recording: &Recording) -> Result<()> {
-        self.encode(&[recording], None)
+        let scopes = Scopes::push(&self.device);
+        let encoder = self.encode(&[recording], None)?;
+        self.queue.submit([encoder.finish()]);
+        self.submitted(scopes)
+    }
+
+    /// As [`Gpu::submit`] and [`Gpu::start_read`], in one submission.
+    pub fn submit_reading(&self, recording: &Recording, views: &[View]) -> Result<Reading> {
+        let scopes = Scopes::push(&self.device);
+        let mut encoder = self.encode(&[recording], None)?;
+        let copies = Copies::encode(&self.device, &mut encoder, views);
+        let submission = self.queue.submit([encoder.finish()]);
+        self.submitted(scopes)?;
+        self.reading(copies, submission, None)
+    }
+
+    /// What became of a step that was just submitted.
+    fn submitted(&self, scopes: Scopes) -> Result<()> {
+        self.pending.store(0, Ordering::Relaxed);
+        let result = self.explain("a step", scopes.pop());
+        if result.is_err() {
+            self.recorder.lock().expect("a panic in it is a fault of lamina").forget();
+        }
+        result
     }
 
     /// Runs the recordings in turn, `times` times, in one submission, each in a pass of its own
@@ -190,7 +217,11 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let turns: Vec<&Recording> = (0..times).flat_map(|_| recordings).collect();
-        self.encode(&turns, Some((&queries, &resolved)))?;
+        let scopes = Scopes::push(&self.device);
+        let mut encoder = self.encode(&turns, Some(&queries))?;
+        encoder.resolve_query_set(&queries, 0..2 * passes, &resolved, 0);
+        self.queue.submit([encoder.finish()]);
+        self.submitted(scopes)?;
         let place = super::buffer::Place::Gpu(resolved);
         let view = super::buffer::Buffer::new(size, "timestamps", place).view();
         let bytes = self.read(&[view]).await?.remove(0);
@@ -200,11 +231,10 @@ impl Gpu {
         Ok(Some(ticks.chunks_exact(2).map(spent).collect()))
     }
 
-    /// Encodes and submits each recording as one pass, with a pair of timestamps where they are asked for.
-    fn encode(&self, recordings: &[&Recording], timed: Option<(&wgpu::QuerySet, &wgpu::Buffer)>) -> Result<()> {
+    /// Encodes each recording as one pass, with a pair of timestamps where they are asked for.
+    fn encode(&self, recordings: &[&Recording], timed: Option<&wgpu::QuerySet>) -> Result<wgpu::CommandEncoder> {
         let calls: Vec<&Call> = recordings.iter().flat_map(|r| r.calls()).collect();
         let mut recorder = self.recorder.lock().expect("a panic in it is a fault of lamina");
-        let scopes = Scopes::push(&self.device);
         recorder.params(self, &calls);
         let steps = recordings.iter().map(|r| recorder.resolve(self, r)).collect::<Result<Vec<_>>>()?;
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -213,7 +243,7 @@ impl Gpu {
             let turn = turn as u32;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some("step"),
-                timestamp_writes: timed.map(|(query_set, _)| wgpu::ComputePassTimestampWrites {
+                timestamp_writes: timed.map(|query_set| wgpu::ComputePassTimestampWrites {
                     query_set,
                     beginning_of_pass_write_index: Some(2 * turn),
                     end_of_pass_write_index: Some(2 * turn + 1),
@@ -231,15 +261,6 @@ impl Gpu {
                 at += 1;
             }
         }
-        if let Some((queries, resolved)) = timed {
-            encoder.resolve_query_set(queries, 0..2 * recordings.len() as u32, resolved, 0);
-        }
-        self.pending.store(0, Ordering::Relaxed);
-        self.queue.submit([encoder.finish()]);
-        let result = self.explain("a step", scopes.pop());
-        if result.is_err() {
-            recorder.forget();
-        }
-        result
+        Ok(encoder)
     }
 }

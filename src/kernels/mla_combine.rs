@@ -70,8 +70,6 @@ pub struct Tuning {
     pub columns: u32,
     /// Each invocation merges its column alone, of as many rows as fill the workgroup: for few splits.
     pub serial: bool,
-    /// Reduces within subgroups first.
-    pub subgroups: bool,
 }
 
 /// What a call reads and writes.
@@ -115,32 +113,26 @@ impl Kernel for MlaCombine {
     type Spec = Spec;
     type Tuning = Tuning;
 
-    fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
+    fn variants(spec: &Spec, _: &Caps) -> Vec<Variant<Tuning>> {
         // Latents of a block of tokens take at most 8 KiB of workgroup memory.
         let most = (2048 / spec.latent).clamp(1, 4);
         let tokens = if spec.output == Output::Values { 1 << spec.tokens.clamp(1, most).ilog2() } else { 1 };
         // A single token gives few workgroups: merging again costs less than idle compute units.
-        let part = if spec.tokens <= 4 { 32 } else { spec.value.next_multiple_of(16) };
+        let part = if spec.tokens <= 4 { 16 } else { spec.value.next_multiple_of(16) };
         let whole = (spec.latent / 4).min(MOST_SPLITS);
         let latent = spec.output == Output::Latent;
         let serial = latent && spec.tokens >= SERIAL_TOKENS;
         // A single token's latents alone: more workgroups, and more of their lanes for the splits.
         let columns = if latent && !serial { whole.min(16) } else { whole };
-        let portable = Tuning { tokens, part, columns, serial, subgroups: false };
-        let mut variants = vec![Variant { name: "portable", tuning: portable.clone() }];
-        if caps.subgroups.is_some() {
-            variants.push(Variant { name: "subgroup", tuning: Tuning { subgroups: true, ..portable } });
-        }
-        variants
+        vec![Variant { name: "portable", tuning: Tuning { tokens, part, columns, serial } }]
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
         let variant = Self::variants(spec, caps).pop().expect("the portable variant is always there");
-        let why = if variant.tuning.subgroups { "subgroups save barriers" } else { "no subgroups" };
         let why = match spec.output {
             Output::Latent if variant.tuning.serial => "few splits each, of many rows".to_string(),
-            Output::Latent => format!("{why}; {} values a workgroup", 4 * variant.tuning.columns),
-            Output::Values => format!("{why}; {} rows of W_UV for {} tokens", variant.tuning.part, variant.tuning.tokens),
+            Output::Latent => format!("{} values a workgroup", 4 * variant.tuning.columns),
+            Output::Values => format!("{} rows of W_UV for {} tokens", variant.tuning.part, variant.tuning.tokens),
         };
         Choice { variant, why }
     }
@@ -160,11 +152,8 @@ impl Kernel for MlaCombine {
             .u32("COLUMNS", tuning.columns)
             .bool("SERIAL", tuning.serial)
             .module(wgsl!("lib/batch"))
-            .module(spec.format.unpack4());
-        let shader = match tuning.subgroups {
-            true => shader.module(wgsl!("lib/reduce_subgroup")).subgroups().build(),
-            false => shader.module(wgsl!("lib/reduce_shared")).build(),
-        };
+            .module(spec.format.unpack4())
+            .build();
         MlaCombine { spec: spec.clone(), tuning: tuning.clone(), shader }
     }
 

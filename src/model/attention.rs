@@ -144,7 +144,6 @@ impl Attention {
             eps: mla.eps,
             scale: mla.latent_scale,
         };
-        self.append.record(recording, &append);
         let queries = match (&weights.query, &self.compressed, &self.queries) {
             (Some((weight, q_b)), Some(_), Some(queries)) if linear.folds_norm(tokens) => {
                 let norm = Norm { weight: weight.clone(), eps: mla.eps };
@@ -171,24 +170,26 @@ impl Attention {
         };
         match &self.materialised {
             Some(materialised) if !step.pieces.is_empty() => {
+                self.append.record(recording, &append);
                 let io = (queries, &self.heads_out.view, &self.lse);
                 materialised.record(recording, linear, weights, step, cache, io);
             }
-            _ => self.attend(recording, weights, step, cache, queries),
+            _ => self.attend(recording, weights, step, &append, queries),
         }
         let product = Product::new(&weights.output, &self.heads_out, hidden, tokens);
         linear.record(recording, Epilogue::Add, &Product { scale: residual_scale, ..product });
     }
 
-    /// Values of each head, from the queries and the cache.
+    /// The new records written to the cache, and values of each head, from the queries and the cache.
     fn attend(
         &self,
         recording: &mut Recording,
         weights: &AttentionWeights,
         step: &Step,
-        cache: &[CacheChunk],
+        append: &mla_append::Args,
         queries: &Activations,
     ) {
+        let cache = append.cache;
         let Mla { heads, softmax_scale, q_scale, .. } = self.mla;
         let format = weights.kv_b.format;
         let (_, kernels) = self.by_format.iter().find(|(f, _)| *f == format).expect("the model's formats were listed");
@@ -196,6 +197,7 @@ impl Attention {
         let scale = softmax_scale * q_scale;
         let single = step.plan.is_single();
         if self.absorbed.is_none() {
+            self.append.record(recording, append);
             let args = mla_decode_fused::Args {
                 batch: step.batch.clone(),
                 splits: step.splits.clone(),
@@ -233,6 +235,9 @@ impl Attention {
                 length,
             };
             kernels.absorb.record(recording, &args);
+            // Behind it: the two wait for the same, and nothing that this writes was bound before in the step, so
+            // that no barrier stands between them.
+            self.append.record(recording, append);
             let args = mla_decode::Args {
                 batch: step.batch.clone(),
                 splits: step.splits.clone(),

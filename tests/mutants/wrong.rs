@@ -156,7 +156,7 @@ const OTHERS: &[(&str, &str, &str, &str)] = &[
     ("mla_absorb", "mla_absorb", "min(i + k * SLICES, N - 1u)", "min(i + k * SLICES, N - 2u)"),
     ("mla_append", "mla_append", "row.position % PAGE, lane", "(row.position + 1u) % PAGE, lane"),
     ("mla_append", "mla_append", "/ f32(R) + params.eps", "/ f32(R)"),
-    ("mla_combine", "mla_combine", "merged += weights[split] * part[k]", "merged += part[k] / f32(splits)"),
+    ("mla_combine", "mla_combine", "merged += weight * part[k]", "merged += part[k]"),
     ("mla_combine", "mla_combine", "* LN_2", ""),
     ("mla_gather", "mla_gather", "position % PAGE, page <", "(position + 1u) % PAGE, page <"),
     ("mla_gather", "mla_gather", "span.row + first - span.begin + key", "span.row + first + key"),
