@@ -302,20 +302,115 @@ fn a_reader_that_leaves_early_is_no_error() {
     assert_eq!((line.as_str(), output.status.code()), ("{\n", Some(0)), "{}", stderr(&output));
 }
 
+/// What every benchmark's JSON has beside its results.
+const BENCH: [&str; 7] = ["ceilings", "clock", "command", "commit", "device", "driver", "version"];
+
 #[test]
 fn bench_as_json_has_the_documented_keys_and_is_refused_where_nothing_can_be_timed() {
     let output =
         lamina(&["bench", "ceilings", "--mib", "2", "--json"]).env("LAMINA_ADAPTER", "vulkan:llvmpipe").output();
     let bench = json(&output.expect("lamina starts"));
-    assert_eq!(keys(&bench), ["ceilings", "device", "driver", "version"]);
-    let ceilings = ["bytes", "copy_gbs", "dispatch_us", "f16_tflops", "f32_tflops", "read_gbs", "round_trip_us"];
+    assert_eq!(keys(&bench), BENCH);
+    let ceilings =
+        ["bytes", "copy_gbs", "dispatch_us", "f16_tflops", "f32_tflops", "matrix_tflops", "read_gbs", "round_trip_us"];
     assert_eq!(keys(&bench["ceilings"]), ceilings);
     assert!(bench["ceilings"]["read_gbs"].as_f64().expect("a number") > 0.01, "{bench}");
-    for what in [&["bench", "ceilings"][..], &["bench", "model", "--depth", "0"]] {
+    assert_eq!(bench["command"], "lamina bench ceilings --mib 2 --json");
+    assert_eq!((&bench["clock"]["by"], &bench["clock"]["overhead_us"]), (&"timestamps".into(), &0.0.into()));
+    for what in [&["bench", "ceilings"][..], &["bench", "kernel"], &["bench", "model", "--depth", "0"]] {
         let output = lamina(what).env("LAMINA_ADAPTER", "cpu").output().expect("lamina starts");
         assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-        assert!(stderr(&output).contains("timestamps") && stderr(&output).contains("CPU twins"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("a GPU adapter, found CPU twins"), "{}", stderr(&output));
     }
     let none = run(&["bench", "ceilings", "--mib", "1"]);
     assert_eq!(none.status.code(), Some(2));
+}
+
+/// `lamina bench kernel` on lavapipe, with the smallest ceilings.
+fn bench_kernel(args: &[&str]) -> Output {
+    let mut command = lamina(&["bench", "kernel", "--mib", "2"]);
+    command.args(args).env("LAMINA_ADAPTER", "vulkan:llvmpipe").output().expect("lamina starts")
+}
+
+#[test]
+fn bench_kernel_times_each_shape_and_format_and_says_what_was_checked() {
+    let shape = ["--heads", "3,5", "--context", "100", "--dtype", "f16,fp8", "--repeat", "2"];
+    let output = bench_kernel(&[&shape[..], &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let bench = json(&output);
+    assert_eq!(
+        keys(&bench),
+        [
+            &["ceilings", "clock", "command", "commit", "decode"][..],
+            &["device", "driver", "failed"],
+            &["skipped", "version"]
+        ]
+        .concat()
+    );
+    let figures = bench["decode"].as_array().expect("a list");
+    let of = |key: &str| figures.iter().map(|figure| figure[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("heads"), [3, 3, 5, 5]);
+    assert_eq!(of("dtype"), ["f16", "fp8", "f16", "fp8"]);
+    assert_eq!(of("bytes"), [115_200.0, 65_600.0, 115_200.0, 65_600.0]);
+    for figure in figures {
+        let known = [
+            "batch",
+            "bound",
+            "bytes",
+            "checked",
+            "contexts",
+            "dtype",
+            "error",
+            "gain_over_f16",
+            "gbs",
+            "heads",
+            "keys",
+            "median_us",
+            "p10_us",
+            "p90_us",
+            "published",
+            "runs",
+            "share",
+            "splits",
+            "tflops",
+            "tokens",
+            "variant",
+        ];
+        assert_eq!(keys(figure), known);
+        let number = |key: &str| figure[key].as_f64().expect("a number");
+        assert!(number("p10_us") <= number("median_us") && number("median_us") <= number("p90_us"), "{figure}");
+        assert!((number("gbs") * number("median_us") * 1e3 - number("bytes")).abs() < 1.0, "{figure}");
+        assert!(number("checked") >= 3.0 && number("error") < 1e-5, "{figure}");
+        assert_eq!(figure["gain_over_f16"].is_null(), figure["dtype"] == "f16");
+    }
+    let table = stdout(&bench_kernel(&[&shape[..], &["--markdown", "--variant", "portable"]].concat()));
+    assert!(
+        table.contains("`lamina bench kernel --mib 2 --heads 3,5") && table.contains("| mla_decode portable |"),
+        "{table}"
+    );
+    assert!(table.contains("rows agreed with the f64 twin"), "{table}");
+}
+
+#[test]
+fn bench_kernel_refuses_what_cannot_be_meant() {
+    for bad in [
+        &["--batch", "0"][..],
+        &["--heads", "3,x"],
+        &["--context", "0"],
+        &["--dtype", "int8"],
+        &["--variant", "fast"],
+        &["--repeat", "0"],
+        &["--quick", "--heads", "3"],
+        &["--quick"], // beside --mib
+        &["thunder", "--batch", "2"],
+        &["other"],
+        &["--json", "--markdown"],
+        &["--variant", "coop", "--context", "64"], // no matrix units here
+    ] {
+        let output = bench_kernel(bad);
+        assert_eq!(output.status.code(), Some(2), "{bad:?}: {}{}", stdout(&output), stderr(&output));
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{bad:?}");
+    }
+    let coop = bench_kernel(&["--variant", "coop", "--context", "64"]);
+    assert!(stderr(&coop).contains("no matrix units of 16x16x16"), "{}", stderr(&coop));
 }

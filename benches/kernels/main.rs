@@ -1,10 +1,11 @@
 //! Times each kernel on the adapter that `LAMINA_ADAPTER` names, each case checked first.
 //! `cargo bench --bench kernels -- add` times one kernel.
 
-use lamina::bench;
+use lamina::bench::{self, clock::Clock};
 use lamina::check::Prepared;
 use lamina::gpu::{Device, Options};
 use lamina::kernels::{ALL, Set};
+use pollster::block_on;
 
 /// More than the last-level cache of any GPU.
 const COLD: u64 = 512 << 20;
@@ -58,28 +59,22 @@ fn time(kernel: &str) {
     let selector =
         std::env::var("LAMINA_ADAPTER").unwrap_or_default().parse().expect("LAMINA_ADAPTER names an adapter");
     let options = Options { checked: false, ..Options::default() };
-    let device = pollster::block_on(Device::open(&selector, &options)).expect("the adapter opens");
+    let device = block_on(Device::open(&selector, &options)).expect("the adapter opens");
+    let clock = block_on(Clock::of(&device)).expect("the adapter runs");
     let cold = if device.caps().is_software() { 0 } else { COLD };
     let entry = ALL.iter().find(|e| e.name == kernel).expect("the kernel is in the list");
-    for case in 0..(entry.cases)(Set::Timed).len() {
-        let case = (entry.cases)(Set::Timed).swap_remove(case);
+    for case in (entry.cases)(Set::Timed) {
         if (case.variants)(device.caps()).is_empty() {
             println!("{kernel}: {} cannot run {}", device.caps().label(), case.name);
             continue;
         }
         let prepared = Prepared::new(case).expect("the cpu device has no faults");
         for variant in (prepared.case().variants)(device.caps()) {
-            match bench::time(&device, &prepared, variant, cold) {
-                Ok(Some(t)) => println!(
+            match block_on(bench::time(&device, &clock, &prepared, variant, cold)) {
+                Ok(t) => println!(
                     "{kernel:<16} {variant:<10} {:>10.1} {:>10.1} {:>10.1} {:>8.0} {:>8.2}  {}",
-                    t.median.as_secs_f64() * 1e6,
-                    t.p10.as_secs_f64() * 1e6,
-                    t.p90.as_secs_f64() * 1e6,
-                    t.gigabytes,
-                    t.teraflops,
-                    t.case,
+                    t.time.median_us, t.time.p10_us, t.time.p90_us, t.gbs, t.tflops, t.case,
                 ),
-                Ok(None) => println!("{kernel} {variant}: {} has no timestamps", device.caps().label()),
                 Err(error) => println!("{kernel} {variant}: {error}"),
             }
         }

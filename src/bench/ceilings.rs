@@ -1,21 +1,24 @@
 //! What a device can do at most, measured by itself: every other figure is a share of it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
+use web_time::Instant;
 
-use super::{median, warm_up};
-use crate::gpu::{Buffer, Caps, Device, Grid, Recording, Shader, Source, View, grid_1d};
+use super::clock::Clock;
+use super::median;
+use crate::gpu::{Buffer, CooperativeShape, Device, Grid, Recording, Shader, Source, View, grid_1d};
 use crate::{Error, Result, wgsl};
 
-/// The shaders that measure them, with whether they need f16.
-pub const SHADERS: [fn() -> Arc<Shader>; 5] = [
+/// The shaders that measure them.
+pub const SHADERS: [fn() -> Arc<Shader>; 6] = [
     || shader(wgsl!("ceilings/fill")),
     || shader(wgsl!("ceilings/read")),
     || shader(wgsl!("ceilings/copy")),
     || multiply("f32"),
     || multiply("f16"),
+    matrices,
 ];
 
 /// Ceilings of a device.
@@ -31,6 +34,8 @@ pub struct Ceilings {
     pub f32_tflops: f64,
     /// f16 multiply-adds, TFLOP/s; `null` where shaders have no f16.
     pub f16_tflops: Option<f64>,
+    /// Multiply-adds on matrix units of 16x16x16, f16 to f32, TFLOP/s; `null` where there are none.
+    pub matrix_tflops: Option<f64>,
     /// One of many dispatches in a pass that wait for each other, microseconds.
     pub dispatch_us: f64,
     /// From the submission of one dispatch to its result on the host, microseconds.
@@ -69,48 +74,74 @@ fn hash(word: u32) -> u32 {
     b ^ (b >> 16)
 }
 
+fn matrices() -> Arc<Shader> {
+    let builder = Shader::of(wgsl!("ceilings/matrices")).u32("WORKGROUP", WORKGROUP).u32("TURNS", 16 * TURNS);
+    builder.f16().subgroups().cooperative_matrix().build()
+}
+
+impl Ceilings {
+    /// The most floating-point operations of any kind, TFLOP/s.
+    pub fn tflops(&self) -> f64 {
+        [self.f16_tflops, self.matrix_tflops].into_iter().flatten().fold(self.f32_tflops, f64::max)
+    }
+
+    /// The least seconds that so many bytes and operations take, and whether the bytes decide.
+    pub fn least_seconds(&self, bytes: f64, flops: f64) -> (f64, bool) {
+        let (memory, compute) = (bytes / (self.read_gbs * 1e9), flops / (self.tflops() * 1e12));
+        (memory.max(compute), memory >= compute)
+    }
+}
+
 /// Measures a device with `bytes` of memory, rounded down to whole MiB. What was computed is checked before
 /// anything is timed.
 ///
 /// # Errors
-/// [`Error::Usage`] for the `cpu` device and for one without timestamps; [`Error::OutOfMemory`];
-/// [`Error::Driver`] where a sum or a number is wrong.
-pub fn measure(device: &Device, bytes: u64) -> Result<Ceilings> {
-    refuse(device.caps())?;
-    let memory = Memory::new(device, bytes)?;
-    memory.check(device)?;
+/// [`Error::Usage`] for the `cpu` device; [`Error::OutOfMemory`]; [`Error::Driver`] where a sum or a number is
+/// wrong.
+pub async fn measure(device: &Device, clock: &Clock, bytes: u64) -> Result<Ceilings> {
+    super::clock::refuse(device)?;
+    let memory = Memory::new(device, bytes).await?;
+    memory.check(device).await?;
     let (read, copy) = (memory.read(), memory.copy());
     let total = memory.bytes();
-    let f16 = device.caps().f16;
+    let f16_tflops = if device.caps().f16 { Some(multiplies(device, clock, "f16").await?) } else { None };
     Ok(Ceilings {
         bytes: total,
-        read_gbs: total as f64 / seconds(device, &read)? / 1e9,
-        copy_gbs: 2.0 * (total / 2) as f64 / seconds(device, &copy)? / 1e9,
-        f32_tflops: multiplies(device, "f32")?,
-        f16_tflops: f16.then(|| multiplies(device, "f16")).transpose()?,
-        dispatch_us: dispatches(device)?,
-        round_trip_us: round_trip(device)?,
+        read_gbs: total as f64 / seconds(device, clock, &read).await? / 1e9,
+        copy_gbs: 2.0 * (total / 2) as f64 / seconds(device, clock, &copy).await? / 1e9,
+        f32_tflops: multiplies(device, clock, "f32").await?,
+        f16_tflops,
+        matrix_tflops: matrix_multiplies(device, clock).await?,
+        dispatch_us: dispatches(device, clock).await?,
+        round_trip_us: round_trip(device).await?,
     })
 }
 
-/// Refuses a device whose work cannot be timed.
-///
-/// # Errors
-/// [`Error::Usage`] for the `cpu` device and for an adapter without timestamps.
-pub fn refuse(caps: &Caps) -> Result<()> {
-    if caps.timestamps {
-        return Ok(());
-    }
-    let (expected, found) = ("a GPU adapter with timestamps".into(), caps.label());
-    Err(Error::Usage { what: "the adapter of a benchmark".into(), expected, found })
+/// A dispatch of next to no work.
+pub(super) fn least(device: &Device) -> Result<Recording> {
+    let y = device.alloc(1024, "a little memory")?;
+    let mut recording = Recording::new();
+    call(&mut recording, &shader(wgsl!("ceilings/fill")), vec![("y", y.view())], &[64, 0], grid_1d(1));
+    Ok(recording)
+}
+
+/// Some milliseconds of work, for tests of clocks.
+#[cfg(test)]
+pub(super) fn work(device: &Device) -> Result<Recording> {
+    Ok(chains(device, "f32", 8)?.0)
 }
 
 /// The median time of a recording, seconds.
-fn seconds(device: &Device, recording: &Recording) -> Result<f64> {
-    let recordings = std::slice::from_ref(recording);
-    warm_up(device, recordings)?;
-    let times = pollster::block_on(device.time(recordings, 10))?.expect("there are timestamps");
+async fn seconds(device: &Device, clock: &Clock, recording: &Recording) -> Result<f64> {
+    let times = clock.time(device, std::slice::from_ref(recording), 10).await?;
     Ok(median(times).as_secs_f64())
+}
+
+/// What a buffer holds once a recording has run, as words.
+async fn run<T: bytemuck::Pod>(device: &Device, recording: &Recording, view: View) -> Result<Vec<T>> {
+    device.prepare(recording).await?;
+    device.submit(recording)?;
+    Ok(bytemuck::pod_collect_to_vec(&device.read(&[view]).await?.remove(0)))
 }
 
 fn wrong(device: &Device, asked: &str, expected: String, found: String) -> Error {
@@ -125,7 +156,7 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(device: &Device, bytes: u64) -> Result<Memory> {
+    async fn new(device: &Device, bytes: u64) -> Result<Memory> {
         let part = PART.min(device.caps().binding_bytes) >> 20 << 20;
         let bytes = (bytes >> 20 << 20).max(2 << 20);
         let count = bytes.div_ceil(part).next_multiple_of(2);
@@ -141,6 +172,7 @@ impl Memory {
             let grid = grid_1d(vectors.div_ceil(WORKGROUP));
             call(&mut recording, &fill, vec![("y", part.view())], &[vectors, first], grid);
         }
+        device.prepare(&recording).await?;
         device.submit(&recording)?;
         Ok(memory)
     }
@@ -180,11 +212,9 @@ impl Memory {
     }
 
     /// The sum of all that was read is that of all that was written.
-    fn check(&self, device: &Device) -> Result<()> {
-        device.submit(&self.read())?;
-        let bytes = pollster::block_on(device.read(&[self.sums.view()]))?.remove(0);
-        let sum = |words: &[u32]| words.iter().fold(0u32, |sum, word| sum.wrapping_add(*word));
-        let found = sum(&bytemuck::pod_collect_to_vec::<u8, u32>(&bytes));
+    async fn check(&self, device: &Device) -> Result<()> {
+        let sums: Vec<u32> = run(device, &self.read(), self.sums.view()).await?;
+        let found = sums.iter().fold(0u32, |sum, word| sum.wrapping_add(*word));
         let words = (self.bytes() / 4) as u32;
         let expected = (0..words).fold(0u32, |sum, word| sum.wrapping_add(hash(word)));
         match found == expected {
@@ -194,47 +224,81 @@ impl Memory {
     }
 }
 
-fn multiplies(device: &Device, scalar: &'static str) -> Result<f64> {
-    // A software driver does about as many in the same time as a GPU with 1024 workgroups.
-    let groups = if device.caps().is_software() { 8 } else { 4096 };
+/// `groups` workgroups of multiply-adds, and what they write.
+fn chains(device: &Device, scalar: &'static str, groups: u32) -> Result<(Recording, Buffer)> {
     let y = device.alloc(4 * u64::from(groups * WORKGROUP), "multiplied")?;
     let mut recording = Recording::new();
     let params = [0.5f32.to_bits(), 1f32.to_bits()];
     call(&mut recording, &multiply(scalar), vec![("y", y.view())], &params, Grid::Direct([groups, 1, 1]));
-    device.submit(&recording)?;
-    let bytes = pollster::block_on(device.read(&[y.view()]))?.remove(0);
-    let found: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+    Ok((recording, y))
+}
+
+async fn multiplies(device: &Device, clock: &Clock, scalar: &'static str) -> Result<f64> {
+    // A software driver does about as many in the same time as a GPU with 1024 workgroups.
+    let groups = if device.caps().is_software() { 8 } else { 4096 };
+    let (recording, y) = chains(device, scalar, groups)?;
+    let found: Vec<f32> = run(device, &recording, y.view()).await?;
     if let Some(value) = found.iter().find(|value| !((*value - 2.0).abs() <= 4e-3)) {
         return Err(wrong(device, &format!("a chain of {scalar} multiply-adds"), "2".into(), value.to_string()));
     }
     let steps = f64::from(TURNS * 16) * 32.0 * f64::from(groups * WORKGROUP);
-    Ok(2.0 * steps / seconds(device, &recording)? / 1e12)
+    Ok(2.0 * steps / seconds(device, clock, &recording).await? / 1e12)
 }
 
-fn dispatches(device: &Device) -> Result<f64> {
+/// Fragments that a subgroup multiplies in turn: 4 of 16 rows with 2 of 16 columns.
+const FRAGMENTS: u32 = 8;
+
+/// `None` without matrix units, and, with a warning, where they compute something else.
+async fn matrix_multiplies(device: &Device, clock: &Clock) -> Result<Option<f64>> {
+    let caps = device.caps();
+    let fits = |s: &CooperativeShape| (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32";
+    let Some((width, _)) = caps.subgroups.filter(|(least, most)| least == most && WORKGROUP.is_multiple_of(*least))
+    else {
+        return Ok(None);
+    };
+    if !caps.f16 || !caps.cooperative.iter().any(fits) {
+        return Ok(None);
+    }
+    let (groups, subgroups) = (4096, WORKGROUP / width);
+    let x = device.upload(&vec![half::f16::from_f32(0.25); 6 * 16 * 16], "factors")?;
+    let y = device.alloc(4 * u64::from(groups * subgroups * 16 * 16), "multiplied")?;
+    let mut recording = Recording::new();
+    let bindings = vec![("x", x.view()), ("y", y.view())];
+    call(&mut recording, &matrices(), bindings, &[subgroups], Grid::Direct([groups, 1, 1]));
+    let found: Vec<f32> = run(device, &recording, y.view()).await?;
+    // Each step adds 16 products of 1/16, to each of the fragments that are summed at last.
+    let expected = (16 * TURNS * FRAGMENTS) as f32;
+    if let Some(value) = found.iter().find(|value| **value != expected) {
+        log::warn!("{}: matrix units gave {value}, not {expected}: their ceiling is unknown", caps.label());
+        return Ok(None);
+    }
+    let steps = f64::from(16 * TURNS * FRAGMENTS) * 4096.0 * f64::from(groups * subgroups);
+    Ok(Some(2.0 * steps / seconds(device, clock, &recording).await? / 1e12))
+}
+
+async fn dispatches(device: &Device, clock: &Clock) -> Result<f64> {
     let y = device.alloc(1024, "a little memory")?;
     let fill = shader(wgsl!("ceilings/fill"));
     let mut recording = Recording::new();
     for i in 0..DISPATCHES {
         call(&mut recording, &fill, vec![("y", y.view())], &[64, i], grid_1d(1));
     }
-    Ok(seconds(device, &recording)? * 1e6 / f64::from(DISPATCHES))
+    Ok(seconds(device, clock, &recording).await? * 1e6 / f64::from(DISPATCHES))
 }
 
-fn round_trip(device: &Device) -> Result<f64> {
+async fn round_trip(device: &Device) -> Result<f64> {
     let y = device.alloc(1024, "a little memory")?;
     let mut recording = Recording::new();
     call(&mut recording, &shader(wgsl!("ceilings/fill")), vec![("y", y.view())], &[64, 0], grid_1d(1));
-    let trip = |_| -> Result<Duration> {
+    let mut times: Vec<Duration> = Vec::new();
+    for _ in 0..50 {
         let started = Instant::now();
         device.submit(&recording)?;
-        let bytes = pollster::block_on(device.read(&[y.view().part(0, 16)]))?.remove(0);
-        let spent = started.elapsed();
-        match bytes[..4] == hash(0).to_le_bytes() {
-            true => Ok(spent),
-            false => Err(wrong(device, "one word", hash(0).to_string(), format!("{:?}", &bytes[..4]))),
+        let bytes = device.read(&[y.view().part(0, 16)]).await?.remove(0);
+        times.push(started.elapsed());
+        if bytes[..4] != hash(0).to_le_bytes() {
+            return Err(wrong(device, "one word", hash(0).to_string(), format!("{:?}", &bytes[..4])));
         }
-    };
-    let times = (0..50).map(trip).collect::<Result<Vec<_>>>()?;
+    }
     Ok(median(times).as_secs_f64() * 1e6)
 }

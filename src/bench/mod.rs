@@ -1,17 +1,54 @@
-//! Checked timing: a case is held against its twin first, and timed only when it passed.
+//! Checked timing: what is timed is held against its twin first, and a wrong result has no time. Everything here
+//! is awaited and prints nothing, so that a page in a browser runs the same.
 
 pub mod ceilings;
+pub mod clock;
+pub mod decode;
 pub mod model;
+mod pages;
+pub mod published;
+pub mod report;
+mod sets;
+pub mod shape;
+pub mod way;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::Result;
 use crate::check::Prepared;
 use crate::gpu::{Device, Recording};
 use crate::kernels::{AnyCase, Tensors};
+use clock::Clock;
+
+/// The times of some runs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spread {
+    /// The median, microseconds.
+    pub median_us: f64,
+    /// The 10th percentile.
+    pub p10_us: f64,
+    /// The 90th percentile.
+    pub p90_us: f64,
+    /// How many times there are.
+    pub runs: usize,
+}
+
+impl Spread {
+    /// Of times in any order.
+    ///
+    /// # Panics
+    /// Without one.
+    pub fn of(mut times: Vec<Duration>) -> Spread {
+        times.sort();
+        let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6;
+        Spread { median_us: at(0.5), p10_us: at(0.1), p90_us: at(0.9), runs: times.len() }
+    }
+}
 
 /// What a timed case gave.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Timing {
     /// The kernel.
     pub kernel: &'static str,
@@ -19,42 +56,16 @@ pub struct Timing {
     pub variant: String,
     /// The case.
     pub case: String,
-    /// Median, 10th and 90th percentile of one run's GPU time.
-    pub median: Duration,
-    /// The 10th percentile.
-    pub p10: Duration,
-    /// The 90th percentile.
-    pub p90: Duration,
+    /// One run's GPU time.
+    pub time: Spread,
     /// Bytes that must move, over the median, GB/s.
-    pub gigabytes: f64,
+    pub gbs: f64,
     /// Floating-point operations over the median, TFLOP/s.
-    pub teraflops: f64,
+    pub tflops: f64,
 }
 
-/// How long the device works before anything is timed: idle GPUs run at a fraction of their clock.
-/// After seconds of work on the host 120 ms were too few: one kernel read 3064 us where 1400 was true.
-const WARM_UP: Duration = Duration::from_millis(600);
-/// Timed runs.
-const RUNS: u32 = 40;
-
-/// Runs the recordings until the device's clock can be taken for that of steady work. A software driver's
-/// processor needs no such time.
-///
-/// # Errors
-/// As [`Device::submit`].
-pub fn warm_up(device: &Device, recordings: &[Recording]) -> Result<()> {
-    let least = if device.caps().is_software() { Duration::ZERO } else { WARM_UP };
-    let started = Instant::now();
-    loop {
-        for recording in recordings {
-            device.submit(recording)?;
-        }
-        device.wait()?;
-        if started.elapsed() >= least {
-            return Ok(());
-        }
-    }
-}
+/// Timed runs of a case.
+const RUNS: usize = 40;
 
 /// The middle one.
 pub(crate) fn median<T: Ord>(mut values: Vec<T>) -> T {
@@ -66,13 +77,17 @@ pub(crate) fn median<T: Ord>(mut values: Vec<T>) -> T {
 /// Checks a variant of a case and times it. Runs rotate among copies of the tensors that together
 /// exceed `cold_bytes`, so that no run finds its inputs in a cache.
 ///
-/// Returns `None` where the adapter has no timestamps.
-///
 /// # Errors
 /// [`crate::Error::Driver`] when the check fails: a wrong kernel has no time; and the driver's faults.
-pub fn time(device: &Device, prepared: &Prepared, variant: &str, cold_bytes: u64) -> Result<Option<Timing>> {
+pub async fn time(
+    device: &Device,
+    clock: &Clock,
+    prepared: &Prepared,
+    variant: &str,
+    cold_bytes: u64,
+) -> Result<Timing> {
     let AnyCase { kernel, name, flops, bytes, .. } = prepared.case();
-    let outcome = prepared.run(device, variant)?;
+    let outcome = prepared.run_awaited(device, variant).await?;
     if !outcome.passed {
         return Err(crate::Error::Driver {
             adapter: device.caps().label(),
@@ -90,24 +105,26 @@ pub fn time(device: &Device, prepared: &Prepared, variant: &str, cold_bytes: u64
         (job.record)(variant, device.caps(), &tensors, &mut recording);
         recordings.push(recording);
     }
-    warm_up(device, &recordings)?;
-    let mut spent = Vec::new();
-    let rounds = RUNS.div_ceil(copies as u32).max(2);
-    for _ in 0..rounds {
-        let Some(times) = pollster::block_on(device.time(&recordings, 1))? else { return Ok(None) };
-        spent.extend(times);
-    }
-    spent.sort();
-    let at = |share: f64| spent[((spent.len() - 1) as f64 * share) as usize];
-    let seconds = at(0.5).as_secs_f64();
-    Ok(Some(Timing {
+    let time = Spread::of(clock.time(device, &recordings, RUNS.div_ceil(copies as usize).max(2)).await?);
+    let seconds = time.median_us * 1e-6;
+    Ok(Timing {
         kernel,
         variant: variant.to_string(),
         case: name.clone(),
-        median: at(0.5),
-        p10: at(0.1),
-        p90: at(0.9),
-        gigabytes: bytes / seconds / 1e9,
-        teraflops: flops / seconds / 1e12,
-    }))
+        time,
+        gbs: bytes / seconds / 1e9,
+        tflops: flops / seconds / 1e12,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_of_sorted_times() {
+        let times = (1..=11).rev().map(Duration::from_micros).collect();
+        let Spread { median_us, p10_us, p90_us, runs } = Spread::of(times);
+        assert_eq!((median_us.round(), p10_us.round(), p90_us.round(), runs), (6.0, 2.0, 10.0, 11));
+    }
 }

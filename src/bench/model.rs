@@ -1,13 +1,14 @@
 //! How fast a model runs: prompts and text at some depths of the context, in tokens a second and as a share
 //! of what the memory's bandwidth allows; and where the time of a step goes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
-use pollster::block_on;
 use serde::Serialize;
+use web_time::Instant;
 
-use super::{median, warm_up};
+use super::clock::Clock;
+use super::median;
 use crate::Result;
 use crate::engine::{Engine, Request, SequenceId};
 use crate::gpu::{Device, Recording};
@@ -91,8 +92,12 @@ pub struct KernelTime {
 ///
 /// # Errors
 /// As [`Engine::feed`].
-pub fn measure(engine: &mut Engine, work: &Work, read_gbs: f64) -> Result<Vec<Depth>> {
-    work.depths.iter().map(|depth| at_depth(engine, work, *depth, read_gbs)).collect()
+pub async fn measure(engine: &mut Engine, clock: &Clock, work: &Work, read_gbs: f64) -> Result<Vec<Depth>> {
+    let mut depths = Vec::new();
+    for depth in &work.depths {
+        depths.push(at_depth(engine, clock, work, *depth, read_gbs).await?);
+    }
+    Ok(depths)
 }
 
 /// Ids that a model may find anywhere; the same each time.
@@ -101,19 +106,19 @@ fn ids(vocab: u32, count: u32) -> Vec<u32> {
     (0..count).map(|_| random.u32(..vocab)).collect()
 }
 
-fn at_depth(engine: &mut Engine, work: &Work, depth: u32, read_gbs: f64) -> Result<Depth> {
+async fn at_depth(engine: &mut Engine, clock: &Clock, work: &Work, depth: u32, read_gbs: f64) -> Result<Depth> {
     let vocab = engine.model().config.vocab;
     let id = engine.create(&Sampler::default())?;
     if depth > 0 {
-        let reading = block_on(engine.feed(id, &ids(vocab, depth), 0))?;
-        block_on(engine.records(reading))?;
+        let reading = engine.feed(id, &ids(vocab, depth), 0).await?;
+        engine.records(reading).await?;
     }
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     // The first turn compiles pipelines and warms the clock up.
     for turn in 0..=work.repeat {
-        let prompt = prompt(engine, id, &ids(vocab, work.prompt))?;
+        let prompt = prompt(engine, id, &ids(vocab, work.prompt)).await?;
         engine.truncate(id, depth as usize);
-        let text = text(engine, id, work.text)?;
+        let text = text(engine, id, work.text).await?;
         engine.truncate(id, depth as usize);
         if turn > 0 {
             prefill.push(prompt);
@@ -125,7 +130,7 @@ fn at_depth(engine: &mut Engine, work: &Work, depth: u32, read_gbs: f64) -> Resu
     let cache = engine.cache_bytes(depth + work.text / 2);
     let bytes = traffic.layers + traffic.head + cache;
     let per_token = text / f64::from(work.text);
-    let token = token(engine, id, traffic.layers + cache, per_token, read_gbs)?;
+    let token = token(engine, clock, id, (traffic.layers + cache, per_token, read_gbs)).await?;
     engine.free(id);
     Ok(Depth {
         depth,
@@ -138,20 +143,20 @@ fn at_depth(engine: &mut Engine, work: &Work, depth: u32, read_gbs: f64) -> Resu
 }
 
 /// A prompt and the first token behind it.
-fn prompt(engine: &mut Engine, id: SequenceId, ids: &[u32]) -> Result<Duration> {
+async fn prompt(engine: &mut Engine, id: SequenceId, ids: &[u32]) -> Result<Duration> {
     let started = Instant::now();
-    let reading = block_on(engine.feed(id, ids, 0))?;
-    block_on(engine.records(reading))?;
+    let reading = engine.feed(id, ids, 0).await?;
+    engine.records(reading).await?;
     Ok(started.elapsed())
 }
 
 /// The time of `count` tokens behind a first one.
-fn text(engine: &mut Engine, id: SequenceId, count: u32) -> Result<Duration> {
+async fn text(engine: &mut Engine, id: SequenceId, count: u32) -> Result<Duration> {
     let request = Request { max_tokens: count as usize + 1, ..Request::default() };
     let mut stream = std::pin::pin!(engine.generate(id, &[1], request));
     let (mut first, mut last) = (None, Duration::ZERO);
     let started = Instant::now();
-    while let Some(record) = block_on(stream.next()) {
+    while let Some(record) = stream.next().await {
         record?;
         last = started.elapsed();
         first.get_or_insert(last);
@@ -164,10 +169,15 @@ fn part(stage: &str) -> &str {
     stage.split('.').next().unwrap_or(stage)
 }
 
-fn token(engine: &mut Engine, id: SequenceId, layers_bytes: u64, wall: f64, read_gbs: f64) -> Result<Token> {
+async fn token(
+    engine: &mut Engine,
+    clock: &Clock,
+    id: SequenceId,
+    (layers_bytes, wall, read_gbs): (u64, f64, f64),
+) -> Result<Token> {
     let (device, layers) = (engine.device().clone(), engine.model().config.layers.len());
     let step = engine.rehearse(id)?;
-    let whole = time(&device, std::slice::from_ref(&step))?;
+    let whole = time(&device, clock, std::slice::from_ref(&step)).await?;
     let mut groups: Vec<(KernelTime, Recording)> = Vec::new();
     for call in step.calls() {
         let (kernel, part) = (call.shader.kernel, part(&call.stage));
@@ -181,18 +191,19 @@ fn token(engine: &mut Engine, id: SequenceId, layers_bytes: u64, wall: f64, read
         groups[at].1.append(&Recording::from(call.clone()));
     }
     let (mut kernels, recordings): (Vec<KernelTime>, Vec<Recording>) = groups.into_iter().unzip();
-    kernels.iter_mut().zip(time(&device, &recordings)?).for_each(|(row, us)| row.us = us);
+    let alone = time(&device, clock, &recordings).await?;
+    kernels.iter_mut().zip(alone).for_each(|(row, us)| row.us = us);
     kernels.sort_by(|a, b| b.us.total_cmp(&a.us));
     let end = step.calls().iter().rposition(|call| part(&call.stage) == "layers").map_or(0, |at| at + 1);
-    let layers_us = time(&device, &[step.split_at(end).0])?[0];
-    let encode = |_| -> Result<Duration> {
+    let layers_us = time(&device, clock, &[step.split_at(end).0]).await?[0];
+    let mut encode = Vec::new();
+    for _ in 0..20 {
         let started = Instant::now();
         device.submit(&step)?;
-        let spent = started.elapsed();
-        device.wait()?;
-        Ok(spent)
-    };
-    let encode = median((0..20).map(encode).collect::<Result<Vec<_>>>()?);
+        encode.push(started.elapsed());
+        device.finished().await?;
+    }
+    let encode = median(encode);
     let in_layers = step.calls().iter().filter(|call| part(&call.stage) == "layers").count();
     Ok(Token {
         dispatches: step.calls().len(),
@@ -208,12 +219,11 @@ fn token(engine: &mut Engine, id: SequenceId, layers_bytes: u64, wall: f64, read
 }
 
 /// The median time of each recording, microseconds; each runs behind the others.
-fn time(device: &Device, recordings: &[Recording]) -> Result<Vec<f64>> {
-    warm_up(device, recordings)?;
-    let mut all = vec![Vec::new(); recordings.len()];
-    for _ in 0..10 {
-        let times = block_on(device.time(recordings, 1))?.expect("the ceilings were measured by timestamps");
-        all.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
+async fn time(device: &Device, clock: &Clock, recordings: &[Recording]) -> Result<Vec<f64>> {
+    let mut medians = Vec::new();
+    for recording in recordings {
+        let times = clock.time(device, std::slice::from_ref(recording), 10).await?;
+        medians.push(median(times).as_secs_f64() * 1e6);
     }
-    Ok(all.into_iter().map(|times| median(times).as_secs_f64() * 1e6).collect())
+    Ok(medians)
 }

@@ -7,7 +7,8 @@ use pollster::block_on;
 use serde::Serialize;
 
 use super::print;
-use super::session::{Interrupt, ModelArgs, Ran, SampleArgs, Session, Timings};
+use super::session::{Interrupt, ModelArgs, SampleArgs, Session, Timings};
+use crate::bench::report::Ran;
 use crate::engine::SequenceId;
 use crate::gpu::Selector;
 use crate::kernels::sample::Record;

@@ -14,7 +14,7 @@ use super::demo;
 use super::hub::{self, Need};
 use super::plan::{Format, size};
 use crate::engine::{Engine, Options, Request};
-use crate::gpu::{self, Caps, Device, DeviceType, Selector};
+use crate::gpu::{self, Caps, Device, Selector};
 use crate::kernels::sample::Sampler;
 use crate::model::forward::{Decode, Prefill};
 use crate::model::generation::Generation;
@@ -155,22 +155,6 @@ pub struct Session {
     pub generation: Generation,
     /// How long it took to load.
     pub load: Duration,
-}
-
-/// Which device ran, in `--json`.
-#[derive(Serialize)]
-pub struct Ran {
-    adapter: String,
-    backend: String,
-    #[serde(rename = "type")]
-    device_type: DeviceType,
-}
-
-impl Ran {
-    /// From what the device says of itself.
-    pub fn of(caps: &Caps) -> Ran {
-        Ran { adapter: caps.name.clone(), backend: caps.backend.clone(), device_type: caps.device_type }
-    }
 }
 
 /// A checkpoint whose small files are read, but not its weights.

@@ -239,6 +239,17 @@ impl Device {
         }
     }
 
+    /// As [`Device::wait`], awaited, in a browser too: the page goes on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Device::wait`].
+    pub async fn finished(&self) -> Result<()> {
+        match &*self.0 {
+            Kind::Gpu(gpu) => gpu.finished("waiting").await,
+            Kind::Cpu(_) => Ok(()),
+        }
+    }
+
     /// The driver's faults in what was asked for so far, once it has answered to all of it. A browser answers
     /// by promises: there a fault is told by the next read-back, or here.
     ///

@@ -239,6 +239,20 @@ impl Gpu {
         self.wait_for(asked, None)
     }
 
+    /// As [`Gpu::wait`], awaited: a browser's page goes on meanwhile.
+    pub async fn finished(&self, asked: &str) -> Result<()> {
+        if !cfg!(target_arch = "wasm32") {
+            return self.wait(asked);
+        }
+        let (done, finished) = futures::channel::oneshot::channel();
+        self.queue.on_submitted_work_done(move || {
+            // The receiver is gone only when the caller has stopped waiting.
+            let _ = done.send(());
+        });
+        let _ = finished.await; // a lost device drops the sender: it is explained below
+        self.explain(asked, None)
+    }
+
     /// Waits for one submission and those before it; for all of them where none is named.
     fn wait_for(&self, asked: &str, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
         if cfg!(target_arch = "wasm32") {

@@ -1,0 +1,50 @@
+//! Which kernel of decode attention runs.
+
+use super::shape::PAGE;
+use crate::Result;
+use crate::gpu::Device;
+use crate::kernels::Kernel;
+use crate::kernels::mla_decode::{MlaDecode, Spec};
+use crate::kernels::mla_decode_coop::{Decoder, MlaDecodeCoop};
+
+/// Which kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The one that the engine takes.
+    Auto,
+    /// `mla_decode` as every browser runs it.
+    Portable,
+    /// `mla_decode` with subgroups.
+    Subgroup,
+    /// `mla_decode_coop`, on matrix units.
+    Coop,
+}
+
+/// A kernel for a spec, and how it is called.
+pub(super) fn decoder(
+    device: &Device,
+    spec: &Spec,
+    way: Way,
+) -> Result<std::result::Result<(Decoder, String), String>> {
+    let plain = |name: &str| {
+        let found = MlaDecode::variants(spec, device.caps()).into_iter().find(|variant| variant.name == name);
+        let kernel = found.map(|variant| Decoder::Plain(MlaDecode::new(spec, &variant.tuning)));
+        kernel
+            .map(|kernel| (kernel, format!("mla_decode {name}")))
+            .ok_or(format!("mla_decode has no variant {name} here"))
+    };
+    let decoder = match way {
+        Way::Portable => return Ok(plain("portable")),
+        Way::Subgroup => return Ok(plain("subgroup")),
+        Way::Auto => Decoder::new(spec, PAGE, device)?,
+        Way::Coop => match MlaDecodeCoop::tried(spec, device)? {
+            Ok(kernel) => Decoder::Matrices(kernel),
+            Err(why) => return Ok(Err(format!("mla_decode_coop: {why}"))),
+        },
+    };
+    let name = match &decoder {
+        Decoder::Plain(_) => format!("mla_decode {}", MlaDecode::tuning(spec, device.caps()).variant.name),
+        Decoder::Matrices(kernel) => format!("mla_decode_coop rows{}", kernel.tuned().rows()),
+    };
+    Ok(Ok((decoder, name)))
+}

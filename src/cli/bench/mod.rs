@@ -1,0 +1,120 @@
+//! `lamina bench`: what a device can do at most, and what kernels and models make of it.
+
+mod kernel;
+mod model;
+mod tables;
+
+use clap::Subcommand;
+use pollster::block_on;
+use serde::Serialize;
+
+use super::print;
+use crate::Result;
+use crate::bench::ceilings::{self, Ceilings};
+use crate::bench::clock::Clock;
+use crate::bench::report::{Nothing, Report};
+use crate::gpu::{Device, Options, Selector};
+use tables::ceilings_table;
+
+const AFTER_HELP: &str = "\
+Every benchmark measures the device's own ceilings first, in the same process: figures are absolutes
+and shares of these. Times are the GPU's own, by timestamps where it has them, as medians, with warm
+clocks and cold caches. What a kernel computed is held against its twin before it is timed.
+
+Examples:
+  lamina bench ceilings                           bandwidth, arithmetic and latencies of the best adapter
+  lamina bench kernel --quick                     decode attention, a few shapes
+  lamina bench kernel flashmla --markdown         FlashMLA's shapes, as a table to share
+  lamina bench kernel --batch 1 --heads 16,20 --context 4096 --dtype f16,fp8
+  lamina bench model --model DIR --depth 0,4096   prompts and text behind that many tokens of context
+  lamina bench model --json > run.json            the small model that comes with lamina, as JSON
+
+Exit codes: 0 done; 1 a check or the driver failed; 2 the command line cannot be meant.";
+
+/// Measure a device, and kernels and models on it
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Bandwidth, arithmetic and latencies
+    Ceilings {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        size: Size,
+    },
+    /// Absorbed decode with its combine, over shuffled pages in cold caches
+    Kernel(kernel::KernelBench),
+    /// Prompts and text of a model, in tokens a second, and where the time of a token goes
+    Model(Box<model::ModelBench>),
+}
+
+#[derive(Debug, clap::Args)]
+struct Output {
+    /// Print one JSON object (docs/cli.md has its fields)
+    #[arg(long, conflicts_with = "markdown")]
+    json: bool,
+    /// Print tables in Markdown
+    #[arg(long)]
+    markdown: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Size {
+    /// Megabytes that the bandwidth is measured with: more than any cache holds [default: 1024, on a CPU
+    /// driver 64]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(2..=65536))]
+    mib: Option<u64>,
+}
+
+/// Shaders as release builds have them, in a debug build too.
+const UNCHECKED: Options = Options { checked: false, binding_bytes: None };
+
+impl Args {
+    pub fn run(&self, selector: &Selector) -> Result<u8> {
+        match &self.what {
+            What::Ceilings { output, size } => {
+                let device = block_on(Device::open(selector, &UNCHECKED))?;
+                let (clock, ceilings) = block_on(size.measure(&device))?;
+                output.print(&device, clock, ceilings, Nothing {}, |_, _| String::new())?;
+                Ok(0)
+            }
+            What::Kernel(bench) => bench.run(selector),
+            What::Model(bench) => bench.run(selector),
+        }
+    }
+}
+
+impl Size {
+    async fn measure(&self, device: &Device) -> Result<(Clock, Ceilings)> {
+        let clock = Clock::of(device).await?;
+        let usual = if device.caps().is_software() { 64 } else { 1024 };
+        let ceilings = ceilings::measure(device, &clock, self.mib.unwrap_or(usual) << 20).await?;
+        Ok((clock, ceilings))
+    }
+}
+
+impl Output {
+    /// Prints what was measured; `text` makes the tables of the results, of the terminal or of Markdown.
+    fn print<T: Serialize>(
+        &self,
+        device: &Device,
+        clock: Clock,
+        ceilings: Ceilings,
+        results: T,
+        text: impl Fn(&T, bool) -> String,
+    ) -> Result<()> {
+        let command: Vec<String> = std::iter::once("lamina".into()).chain(std::env::args().skip(1)).collect();
+        let report = Report::new(device.caps(), command.join(" "), clock, ceilings, results);
+        if self.json {
+            return print(&report.json());
+        }
+        let tables = ceilings_table(&report.ceilings, self.markdown) + &text(&report.results, self.markdown);
+        print(&(tables::head(&report, self.markdown) + &tables))
+    }
+}
