@@ -69,6 +69,14 @@ fn a_kernel_has_five_files_and_a_word_in_each_list() {
 }
 
 #[test]
+fn every_kernel_has_a_cuda_kernel() {
+    let list = text(&root().join("tests/cuda/gpu.rs"));
+    for kernel in ALL.iter().map(|entry| entry.name) {
+        assert!(list.contains(&format!("(\"{kernel}\", &[")), "tests/cuda/gpu.rs lists no CUDA kernel for {kernel}");
+    }
+}
+
+#[test]
 fn every_kernel_has_at_least_eight_cases_and_a_timed_one() {
     use lamina::kernels::Set;
     for kernel in ALL.iter() {

@@ -74,6 +74,12 @@ impl Device {
         Device(Arc::new(Kind::Cpu(caps)))
     }
 
+    /// The `cpu` device in the place of an adapter with `caps`: kernels record the variants that they have for
+    /// it, and their twins run. For tests.
+    pub fn cpu_as(caps: Caps) -> Device {
+        Device(Arc::new(Kind::Cpu(caps)))
+    }
+
     /// What it offers.
     pub fn caps(&self) -> &Caps {
         match &*self.0 {
