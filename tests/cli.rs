@@ -414,3 +414,63 @@ fn bench_kernel_refuses_what_cannot_be_meant() {
     let coop = bench_kernel(&["--variant", "coop", "--context", "64"]);
     assert!(stderr(&coop).contains("no matrix units of 16x16x16"), "{}", stderr(&coop));
 }
+
+/// `lamina bench attention-types` on lavapipe, with the smallest ceilings.
+fn bench_attention(args: &[&str]) -> Output {
+    let mut command = lamina(&["bench", "attention-types", "--mib", "2"]);
+    command.args(args).env("LAMINA_ADAPTER", "vulkan:llvmpipe").output().expect("lamina starts")
+}
+
+#[test]
+fn bench_attention_types_has_each_kind_at_each_context() {
+    let model = ["--hidden", "64", "--heads", "4", "--head-dim", "16", "--latent", "32", "--rope", "8", "--gqa", "2"];
+    let output = bench_attention(&[&model[..], &["--context", "100,3", "--repeat", "2", "--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let bench = json(&output);
+    let mut known = [&BENCH[..], &["attention", "batch", "dims", "failed", "skipped"]].concat();
+    known.sort_unstable();
+    assert_eq!(keys(&bench), known);
+    let figures = bench["attention"].as_array().expect("a list");
+    let names: Vec<String> = figures.iter().map(|f| format!("{} {}", f["context"], f["kind"])).collect();
+    let expected = [3, 100].map(|c| ["MHA", "GQA-2", "MLA", "MLA expanded"].map(|kind| format!("{c} \"{kind}\"")));
+    assert_eq!(names, expected.concat());
+    for figure in figures {
+        let known = [
+            "attention",
+            "attention_gbs",
+            "cache_bytes",
+            "context",
+            "dispatches",
+            "error",
+            "kind",
+            "layer",
+            "layer_share",
+            "layer_to_gqa",
+            "token_bytes",
+            "weight_bytes",
+        ];
+        assert_eq!(keys(figure), known);
+        assert_eq!(keys(&figure["layer"]), ["median_us", "p10_us", "p90_us", "runs"]);
+        let tokens = figure["cache_bytes"].as_u64().expect("a number") / figure["token_bytes"].as_u64().expect("one");
+        assert_eq!(Some(tokens), figure["context"].as_u64());
+    }
+    // Keys and values of two heads, 16 wide, in f16; the projections of a width of 64.
+    assert_eq!((&figures[1]["token_bytes"], &figures[1]["weight_bytes"]), (&128.into(), &(2 * 64 * (128 + 64)).into()));
+}
+
+#[test]
+fn bench_attention_types_refuses_sizes_that_no_kernel_takes() {
+    for (bad, what) in [
+        (&["--head-dim", "48"][..], "--head-dim: expected 16, 32, 64, 128 or 256, found 48"),
+        (&["--latent", "40"], "--latent: expected a multiple of 16, found 40"),
+        (&["--rope", "6"], "--rope: expected a multiple of 4, found 6"),
+        (&["--gqa", "5"], "--gqa: expected a divisor of 32 heads, found 5"),
+        (&["--context", "0"], "--context"),
+        (&["seed", "--heads", "4"], "--heads"),
+        (&["other"], "other"),
+    ] {
+        let output = bench_attention(bad);
+        assert_eq!(output.status.code(), Some(2), "{bad:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(what), "{bad:?}: {}", stderr(&output));
+    }
+}

@@ -22,6 +22,8 @@ benches![
     embed,
     gemm,
     gemv,
+    gqa_append,
+    gqa_decode,
     mla_absorb,
     mla_append,
     mla_combine,

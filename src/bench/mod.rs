@@ -1,9 +1,12 @@
 //! Checked timing: what is timed is held against its twin first, and a wrong result has no time. Everything here
 //! is awaited and prints nothing, so that a page in a browser runs the same.
 
+pub mod attention;
 pub mod ceilings;
 pub mod clock;
 pub mod decode;
+pub mod layer_weights;
+mod layers;
 pub mod model;
 mod pages;
 pub mod published;

@@ -6,6 +6,7 @@
 mod batch;
 mod case;
 mod contexts;
+mod gqa_decode_cases;
 pub mod inputs;
 pub mod linear;
 mod linear_case;
@@ -201,6 +202,8 @@ kernels![
     embed::Embed,
     gemm::Gemm,
     gemv::Gemv,
+    gqa_append::GqaAppend,
+    gqa_decode::GqaDecode,
     mla_absorb::MlaAbsorb,
     mla_combine::MlaCombine,
     mla_decode::MlaDecode,

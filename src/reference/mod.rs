@@ -6,6 +6,8 @@ pub mod add;
 pub mod embed;
 pub mod gemm;
 pub mod gemv;
+pub mod gqa_append;
+pub mod gqa_decode;
 pub mod mla_absorb;
 pub mod mla_append;
 pub mod mla_combine;

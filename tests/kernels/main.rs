@@ -4,6 +4,8 @@ mod add;
 mod embed;
 mod gemm;
 mod gemv;
+mod gqa_append;
+mod gqa_decode;
 mod mla_absorb;
 mod mla_append;
 mod mla_combine;

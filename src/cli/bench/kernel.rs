@@ -1,12 +1,10 @@
 //! `lamina bench kernel`: absorbed decode, against the ceilings and what others published.
 
-use std::io::{IsTerminal, Write};
-
 use clap::ValueEnum;
 use pollster::block_on;
 
 use super::tables::{digits, percent, rows};
-use super::{Output, Size, UNCHECKED};
+use super::{COLD, Output, Progress, Size, UNCHECKED};
 use crate::bench::decode::{self, Figure, Results, Work};
 use crate::bench::published::Named;
 use crate::bench::shape::{Asked, Shape};
@@ -86,9 +84,6 @@ impl From<Case> for Named {
     }
 }
 
-/// More than the last-level cache of any GPU, and of a processor for its driver.
-const COLD: [u64; 2] = [512 << 20, 64 << 20];
-
 impl KernelBench {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let device = block_on(Device::open(selector, &UNCHECKED))?;
@@ -96,17 +91,10 @@ impl KernelBench {
         let size = if self.quick { &quick } else { &self.size };
         let (clock, ceilings) = block_on(size.measure(&device))?;
         let work = self.work(device.caps());
-        let terminal = std::io::stderr().is_terminal();
-        let show = |done: usize, total: usize| {
-            if terminal {
-                // Progress that cannot be shown is not worth stopping for.
-                let _ = write!(std::io::stderr(), "\r\x1b[K{done}/{total} shapes");
-            }
-        };
-        let results = block_on(decode::measure(&device, &clock, &ceilings, &work, show));
-        if terminal {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-        }
+        let progress = Progress::default();
+        let measured = decode::measure(&device, &clock, &ceilings, &work, |done, total| progress.show(done, total));
+        let results = block_on(measured);
+        progress.end();
         let results = results?;
         if results.decode.is_empty() && results.failed.is_empty() {
             let (what, expected) = ("--variant, --dtype".into(), format!("what runs on {}", device.caps().label()));

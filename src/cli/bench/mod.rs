@@ -1,8 +1,11 @@
 //! `lamina bench`: what a device can do at most, and what kernels and models make of it.
 
+mod attention;
 mod kernel;
 mod model;
 mod tables;
+
+use std::io::{IsTerminal, Write};
 
 use clap::Subcommand;
 use pollster::block_on;
@@ -26,6 +29,7 @@ Examples:
   lamina bench kernel --quick                     decode attention, a few shapes
   lamina bench kernel flashmla --markdown         FlashMLA's shapes, as a table to share
   lamina bench kernel --batch 1 --heads 16,20 --context 4096 --dtype f16,fp8
+  lamina bench attention-types --context 128,4096 MHA, GQA and MLA beside each other
   lamina bench model --model DIR --depth 0,4096   prompts and text behind that many tokens of context
   lamina bench model --json > run.json            the small model that comes with lamina, as JSON
 
@@ -50,6 +54,8 @@ enum What {
     },
     /// Absorbed decode with its combine, over shuffled pages in cold caches
     Kernel(kernel::KernelBench),
+    /// MHA, GQA and MLA of one model width: layers that decode a token, with short and long contexts
+    AttentionTypes(attention::AttentionBench),
     /// Prompts and text of a model, in tokens a second, and where the time of a token goes
     Model(Box<model::ModelBench>),
 }
@@ -72,6 +78,35 @@ struct Size {
     mib: Option<u64>,
 }
 
+/// More than the last-level cache of any GPU, and of a processor for its driver.
+const COLD: [u64; 2] = [512 << 20, 64 << 20];
+
+/// How far a benchmark is, on a terminal.
+struct Progress {
+    terminal: bool,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress { terminal: std::io::stderr().is_terminal() }
+    }
+}
+
+impl Progress {
+    fn show(&self, done: usize, total: usize) {
+        if self.terminal {
+            // Progress that cannot be shown is not worth stopping for.
+            let _ = write!(std::io::stderr(), "\r\x1b[K{done}/{total}");
+        }
+    }
+
+    fn end(&self) {
+        if self.terminal {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
 /// Shaders as release builds have them, in a debug build too.
 const UNCHECKED: Options = Options { checked: false, binding_bytes: None };
 
@@ -85,6 +120,7 @@ impl Args {
                 Ok(0)
             }
             What::Kernel(bench) => bench.run(selector),
+            What::AttentionTypes(bench) => bench.run(selector),
             What::Model(bench) => bench.run(selector),
         }
     }
