@@ -1,7 +1,7 @@
 // A step's queries, keys and values of attention in groups: queries turned and scaled, keys turned, keys and values
 // written to their pages as f16. Rows whose page lies in another chunk write their queries alone.
 // Grid: x blocks of quads of a row's values, y rows of the step.
-// lib: batch, rope_table.
+// lib: batch, rope_table, rope_half (rope_elements).
 // Constants: D width of a head, WORKGROUP.
 
 struct Params {
@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> cache: array<u32>;          // [pages, page tokens, groups, key then value, D / 2] pairs of f16
 @group(0) @binding(7) var<storage, read_write> queries: array<f32>;        // [rows, heads, D]
 
-const HALF = D / 2u; // element i turns with element i + HALF (GPT-NeoX, Llama in transformers)
+const HALF = D / 2u; // pairs of a head
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -34,9 +34,10 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     return;
   }
   let row = rows[block.y];
-  let at = block.y * params.stride + slot * D + i;
-  var x = vec2<f32>(qkv[at], qkv[at + 1u]);
-  var y = vec2<f32>(qkv[at + HALF], qkv[at + HALF + 1u]);
+  let start = block.y * params.stride + slot * D;
+  let at = rope_elements(i, HALF); // of pair i; those of pair i + 1 follow them
+  var x = vec2<f32>(qkv[start + at.x], qkv[start + at.x + 1u]);
+  var y = vec2<f32>(qkv[start + at.y], qkv[start + at.y + 1u]);
   if (slot < params.heads + params.groups) {
     let turn0 = rope_rotation(row.position, i, HALF);
     let turn1 = rope_rotation(row.position, i + 1u, HALF);
@@ -47,11 +48,11 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     x = turned;
   }
   if (slot < params.heads) {
-    let to = (block.y * params.heads + slot) * D + i;
-    queries[to] = x.x * params.scale;
-    queries[to + 1u] = x.y * params.scale;
-    queries[to + HALF] = y.x * params.scale;
-    queries[to + HALF + 1u] = y.y * params.scale;
+    let to = (block.y * params.heads + slot) * D;
+    queries[to + at.x] = x.x * params.scale;
+    queries[to + at.x + 1u] = x.y * params.scale;
+    queries[to + at.y] = y.x * params.scale;
+    queries[to + at.y + 1u] = y.y * params.scale;
     return;
   }
   let page = block_table[batch[row.sequence].pages + (row.position >> params.page_bits)] - params.first_page;
@@ -61,7 +62,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
   let record = (page << params.page_bits) + (row.position & ((1u << params.page_bits) - 1u));
   let group = (slot - params.heads) % params.groups;
   let is_value = (slot - params.heads) / params.groups;
-  let to = ((record * params.groups + group) * 2u + is_value) * HALF + i / 2u;
-  cache[to] = pack2x16float(x);
-  cache[to + HALF / 2u] = pack2x16float(y);
+  let to = ((record * params.groups + group) * 2u + is_value) * HALF;
+  cache[to + at.x / 2u] = pack2x16float(x);
+  cache[to + at.y / 2u] = pack2x16float(y);
 }

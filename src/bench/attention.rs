@@ -230,7 +230,7 @@ impl Bench<'_> {
     }
 
     async fn read(&self, layers: &Layers<'_>) -> Result<Vec<f32>> {
-        let bytes = self.device.read(&[layers.output.view.clone()]).await?.remove(0);
+        let bytes = self.device.read(std::slice::from_ref(&layers.output.view)).await?.remove(0);
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 

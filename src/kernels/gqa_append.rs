@@ -99,7 +99,8 @@ impl Kernel for GqaAppend {
     fn new(spec: &Spec, _: &Tuning) -> GqaAppend {
         assert!(spec.width > 0 && spec.width.is_multiple_of(8), "gqa_append: heads of {}, no multiple of 8", spec.width);
         let shader = Shader::of(Self::SOURCE).u32("D", spec.width).u32("WORKGROUP", WORKGROUP);
-        let shader = shader.module(wgsl!("lib/batch")).module(wgsl!("lib/rope_table")).build();
+        let shader = shader.module(wgsl!("lib/batch")).module(wgsl!("lib/rope_table")).module(wgsl!("lib/rope_half"));
+        let shader = shader.build();
         GqaAppend { spec: spec.clone(), shader }
     }
 

@@ -181,10 +181,10 @@ impl GqaDecode {
 }
 
 /// The keys and values of a group, of records of all groups.
-pub(super) fn group_rows<'a>(
-    records: &'a [f32],
+pub(super) fn group_rows(
+    records: &[f32],
     (groups, group, width): (usize, usize, usize),
-) -> impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone {
+) -> impl Iterator<Item = (&[f32], &[f32])> + Clone {
     records.chunks_exact(2 * groups * width).map(move |record| {
         let (key, value) = record[2 * group * width..].split_at(width);
         (key, &value[..width])

@@ -18,11 +18,13 @@ const GEMV: &str = include_str!("gemv.cu");
 const DECODE: &str = include_str!("mla_decode.cu");
 
 /// The texts of each kernel, behind [`COMMON`].
-const KERNELS: [(&str, &[&str]); 21] = [
+const KERNELS: [(&str, &[&str]); 23] = [
     ("add", &[include_str!("add.cu")]),
     ("embed", &[include_str!("embed.cu")]),
     ("gemm", &["#define GEMM\n", LINEAR, GEMV]),
     ("gemv", &[LINEAR, GEMV]),
+    ("gqa_append", &[include_str!("gqa_append.cu")]),
+    ("gqa_decode", &[include_str!("gqa_decode.cu")]),
     ("mla_absorb", &[ABSORB, include_str!("mla_absorb.cu")]),
     ("mla_append", &[RECORDS, include_str!("mla_append.cu")]),
     ("mla_combine", &[include_str!("mla_combine.cu")]),
