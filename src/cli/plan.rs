@@ -209,7 +209,7 @@ impl Args {
         let token = widths.token_bytes(Kind::Mla);
         let plan = Plan {
             weights: plan::weight_bytes(&tensors, checkpoint.as_ref()),
-            scratch: plan::scratch_bytes(&config, caps.as_ref(), token, self.batch.into()),
+            scratch: plan::scratch_bytes(&config, caps.as_ref(), token, (context.into(), self.batch.into())),
             token,
             context: context.into(),
             batch: self.batch.into(),

@@ -237,7 +237,7 @@ impl ModelArgs {
         let token = Widths::of(&config, 1, format).token_bytes(Kind::Mla);
         let plan = Plan {
             weights: plan::weight_bytes(&tensors.0, Some(&checkpoint)),
-            scratch: plan::scratch_bytes(&config, Some(device.caps()), token, 1),
+            scratch: plan::scratch_bytes(&config, Some(device.caps()), token, (context.into(), 1)),
             token,
             context: u64::from(context),
             batch: 1,

@@ -192,9 +192,9 @@ fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
 
 /// About how many bytes an engine computes with: the f32 activations between the kernels for [`STEP`] tokens,
 /// the parts that split contexts are merged from, the keys and values of a piece of a prompt, the logits, and the
-/// pages that sequences hold for a moment when they stop sharing one. `token` are the bytes of the cache a token;
-/// without a device it is counted for the largest.
-pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, sequences: u64) -> u64 {
+/// pages that sequences hold for a moment when they stop sharing one. `token` are the bytes of the cache a token,
+/// `context` the tokens of each of the `sequences`; without a device it is counted for the largest.
+pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context, sequences): (u64, u64)) -> u64 {
     let Mla { heads, latent, nope, rope, value, .. } = config.mla;
     let [heads, latent, nope, rope, value] = [heads, latent, nope, rope, value].map(u64::from);
     let (hidden, vocab) = (u64::from(config.hidden), u64::from(config.vocab));
@@ -218,7 +218,8 @@ pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, sequences
     let workgroups = caps.map_or(264, workgroups);
     let partials = u64::from(workgroups * MOST_ROWS) * (latent + 4);
     let pages = token * PAGE * (sequences + 1);
-    4 * (STEP.max(sequences) * row + partials + logits * vocab) + piece_bytes(&config.mla) + pages
+    let piece = piece_bytes(&config.mla, context.saturating_mul(sequences));
+    4 * (STEP.max(sequences) * row + partials + logits * vocab) + piece + pages
 }
 
 /// The most bytes of a step's logits, where one sequence does not need more.

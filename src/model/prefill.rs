@@ -43,10 +43,11 @@ fn expanded(mla: &Mla) -> u32 {
     mla.heads * (mla.nope + mla.value)
 }
 
-/// Bytes of the memory for one piece, at most.
-pub(super) fn piece_bytes(mla: &Mla) -> u64 {
+/// Bytes of the memory for one piece of so many tokens of context, at most.
+pub(super) fn piece_bytes(mla: &Mla, tokens: u64) -> u64 {
     let key = 4 * u64::from(expanded(mla));
-    u64::from(pieces::most_keys(key, u64::MAX)) * (key + 4 * u64::from(mla.latent + mla.rope.next_multiple_of(4)))
+    let keys = u64::from(pieces::most_keys(key, u64::MAX)).min(tokens);
+    keys * (key + 4 * u64::from(mla.latent + mla.rope.next_multiple_of(4)))
 }
 
 impl Materialised {

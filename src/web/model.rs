@@ -64,7 +64,12 @@ impl Loading {
         Ok(Plan {
             weights: plan::weight_bytes(tensors, checkpoint),
             // A browser does not say what kind of device it has: as lamina's defaults are.
-            scratch: plan::scratch_bytes(config, Some(&gpu::Caps::portable()), token, 1),
+            scratch: plan::scratch_bytes(
+                config,
+                Some(&gpu::Caps::portable()),
+                token,
+                (self.context(config)?.into(), 1),
+            ),
             token,
             context: self.context(config)?.into(),
             batch: 1,
