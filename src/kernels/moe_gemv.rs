@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::gemv::NARROW;
 use super::linear::{Activations, Norm};
 use super::moe::{Experts, Matrices, Step, check};
 use super::moe_case::Shape;
@@ -117,6 +118,12 @@ impl Kernel for MoeGemv {
             let workgroup = tuning.workgroup.clamp(WORKGROUP, caps.invocations.min(512));
             variants.push(Variant { name: "subgroup", tuning: Tuning { workgroup, ..tuning } });
         }
+        if caps.is_software() {
+            let (workgroup, lanes) = NARROW;
+            let groups = (workgroup / lanes / slots).max(1);
+            let workgroup = slots * groups * lanes;
+            variants.push(Variant { name: "narrow", tuning: Tuning { workgroup, groups, rows, unroll, subgroups: false } });
+        }
         variants
     }
 
@@ -127,6 +134,7 @@ impl Kernel for MoeGemv {
         let variant = variants.swap_remove(at);
         let Tuning { rows, unroll, subgroups, .. } = variant.tuning;
         let sums = match (subgroups, caps.subgroups) {
+            _ if caps.is_software() => "a software driver: few lanes sum",
             (true, _) => "a subgroup sums",
             (false, Some(_)) => "a team of lanes, measured faster than a subgroup, sums",
             (false, None) => "no subgroups: a team of lanes sums",
