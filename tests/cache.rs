@@ -7,7 +7,7 @@ use lamina::gpu::{Device, Options};
 use lamina::num::record::RecordFormat;
 
 fn devices() -> Vec<Device> {
-    let options = Options { checked: true, binding_bytes: Some(64 << 10) };
+    let options = Options { checked: true, binding_bytes: Some(64 << 10), ..Options::default() };
     let mut devices = adapters(&options);
     devices.push(Device::cpu(&options));
     devices

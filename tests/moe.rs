@@ -126,7 +126,7 @@ impl Layer {
 
 #[test]
 fn a_layer_is_what_its_definition_says_for_any_number_of_tokens() {
-    let options = Options { checked: true, binding_bytes: Some(64 << 10) };
+    let options = Options { checked: true, binding_bytes: Some(64 << 10), ..Options::default() };
     let layer = Layer::draw();
     let mut devices = adapters(&options);
     devices.push(Device::cpu(&Options::default()));

@@ -191,7 +191,7 @@ fn whole_models_decode_through_the_fused_kernel() {
 
 #[test]
 fn weights_and_caches_in_many_small_bindings_change_nothing() {
-    let limit = gpu::Options { binding_bytes: Some(64 << 10), checked: true };
+    let limit = gpu::Options { binding_bytes: Some(64 << 10), checked: true, ..gpu::Options::default() };
     for options in [options(), materialised()] {
         let options = Options { format: RecordFormat::F32, ..options };
         agree(&["deepseek_v3", "longcat_flash"], &options, &adapters(&limit), 2e-5);

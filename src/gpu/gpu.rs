@@ -17,11 +17,14 @@ pub struct Options {
     pub binding_bytes: Option<u64>,
     /// Out-of-bounds accesses and endless loops are caught in shaders. On in debug builds and tests.
     pub checked: bool,
+    /// Workgroup memory is cleared before a kernel runs, as every browser does. For comparisons alone: it costs a
+    /// software GL driver a minute a pipeline.
+    pub zeroed: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { binding_bytes: None, checked: cfg!(debug_assertions) }
+        Options { binding_bytes: None, checked: cfg!(debug_assertions), zeroed: false }
     }
 }
 
@@ -98,7 +101,7 @@ impl Gpu {
             log::error!("{error}");
             note.lock().expect("a plain store").get_or_insert(error.into());
         }));
-        let pipelines = Pipelines::new(&device, &caps, &adapter.get_info(), options.checked);
+        let pipelines = Pipelines::new(&device, &caps, &adapter.get_info(), options);
         let recorder = Mutex::new(Recorder::new(&device));
         let (allocations, pending) = (AtomicU64::new(0), AtomicU64::new(0));
         Ok(Gpu { device, queue, caps, pipelines, recorder, allocations, pending, lost, stray })

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::caps::Caps;
 use super::compose::{Access, Declared, Dialect, Shader};
-use super::gpu::Scopes;
+use super::gpu::{Options, Scopes};
 use crate::error::{Error, Result};
 
 /// Largest cache that is read from disk, bytes.
@@ -33,6 +33,8 @@ pub(super) struct Pipelines {
     parallel: bool,
     /// Out-of-bounds accesses are defined; off where the shaders' own tests have run.
     checked: bool,
+    /// Workgroup memory is cleared.
+    zeroed: bool,
     /// The adapter takes SPIR-V.
     #[cfg_attr(any(target_arch = "wasm32", target_vendor = "apple"), allow(dead_code, reason = "none does there"))]
     spirv: bool,
@@ -41,14 +43,15 @@ pub(super) struct Pipelines {
 }
 
 impl Pipelines {
-    pub fn new(device: &wgpu::Device, caps: &Caps, info: &wgpu::AdapterInfo, checked: bool) -> Pipelines {
+    pub fn new(device: &wgpu::Device, caps: &Caps, info: &wgpu::AdapterInfo, options: &Options) -> Pipelines {
         let disk = if caps.pipeline_cache { disk_cache(device, info) } else { None };
         Pipelines {
             device: device.clone(),
             adapter: caps.label(),
             #[cfg(not(target_arch = "wasm32"))]
             parallel: caps.backend != "gl",
-            checked,
+            checked: options.checked,
+            zeroed: options.zeroed,
             spirv: caps.backend == "vulkan" && device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS),
             made: Mutex::default(),
             disk,
@@ -158,7 +161,7 @@ impl Pipelines {
                 constants: &[],
                 // Kernels write workgroup memory before they read it; clearing it costs llvmpipe a
                 // minute a pipeline.
-                zero_initialize_workgroup_memory: false,
+                zero_initialize_workgroup_memory: self.zeroed,
             },
             cache: self.disk.as_ref().map(|(cache, _)| cache),
         });

@@ -108,7 +108,7 @@ impl Progress {
 }
 
 /// Shaders as release builds have them, in a debug build too.
-const UNCHECKED: Options = Options { checked: false, binding_bytes: None };
+const UNCHECKED: Options = Options { checked: false, binding_bytes: None, zeroed: false };
 
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {

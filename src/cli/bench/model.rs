@@ -8,7 +8,7 @@ use super::tables::{percent, rows};
 use super::{Output, Size, UNCHECKED};
 use crate::Result;
 use crate::bench::model::{self, Depth, Work};
-use crate::gpu::{Device, Selector};
+use crate::gpu::{Device, Options, Selector};
 use crate::model::plan::human;
 
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,9 @@ pub struct ModelBench {
     /// Repeats of each figure, of which the median is shown
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
+    /// Check bounds and clear workgroup memory in shaders, as every browser does
+    #[arg(long)]
+    checked: bool,
     #[command(flatten)]
     size: Size,
     #[command(flatten)]
@@ -52,7 +55,8 @@ impl ModelBench {
         let work = Work { depths: self.depth.clone(), prompt: self.prompt, text: self.text, repeat: self.repeat };
         crate::bench::clock::refuse(&block_on(Device::open(selector, &UNCHECKED))?)?;
         let found = self.model.find(false)?;
-        let mut session = self.model.open_with(found, work.context() as usize, selector, &UNCHECKED)?;
+        let shaders = Options { checked: self.checked, zeroed: self.checked, ..UNCHECKED };
+        let mut session = self.model.open_with(found, work.context() as usize, selector, &shaders)?;
         let device = session.engine.device().clone();
         let (clock, ceilings) = block_on(self.size.measure(&device))?;
         let depths = block_on(model::measure(&mut session.engine, &clock, &work, ceilings.read_gbs))?;
