@@ -106,6 +106,7 @@ async function run() {
   } finally {
     $('run').disabled = false;
     $('stop').hidden = $('bar').hidden = true;
+    document.body.dataset.seconds = JSON.stringify(report?.kernel_s ?? {});
     document.body.dataset.done = report ? `${report.cases} ${report.failed}` : 'failed';
   }
 }

@@ -64,9 +64,11 @@ export class Core {
   async check({ device, bindingBytes, kernels = [], every = 1, onProgress = () => {}, signal }) {
     const opened = await this.#open(device, bindingBytes);
     let last = performance.now(), slowest = 0;
+    const seconds = {};
     const report = await opened.check(kernels, every, async (done, total, kernel, heard) => {
       const now = performance.now();
       slowest = Math.max(slowest, now - last);
+      seconds[kernel] = (seconds[kernel] ?? 0) + (now - last) / 1000;
       const [outcomes, places] = JSON.parse(heard);
       outcomes.forEach((outcome, i) => { if (!outcome.passed) outcome.place = places[i]; });
       onProgress({ done, total, kernel, outcomes });
@@ -75,7 +77,7 @@ export class Core {
       return signal?.aborted;
     });
     if (signal?.aborted) throw aborted();
-    return { ...JSON.parse(report), slowest_case_s: slowest / 1000 };
+    return { ...JSON.parse(report), slowest_case_s: slowest / 1000, kernel_s: seconds };
   }
 
   async #files(source, options) {

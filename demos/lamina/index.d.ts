@@ -122,6 +122,8 @@ export interface Outcome {
 export interface Report {
   adapter: string; backend: string; device_type: string; cases: number; failed: number; results: Outcome[];
   slowest_case_s: number;
+  /** Seconds that each kernel's cases took, with their twins and compiling. */
+  kernel_s: Record<string, number>;
 }
 
 export const Lamina: {

@@ -43,7 +43,8 @@ pub(super) async fn describe(caps: &mut Caps) {
         (true, true) => "the browser's adapter".into(),
     };
     let all = format!("{vendor} {architecture} {device} {description}").to_lowercase();
-    if ["swiftshader", "llvmpipe", "lavapipe", "basic render"].iter().any(|name| all.contains(name)) {
+    let fallback = get(&info, "isFallbackAdapter").and_then(|value| value.as_bool()).unwrap_or(false);
+    if fallback || ["swiftshader", "llvmpipe", "lavapipe", "basic render"].iter().any(|name| all.contains(name)) {
         caps.device_type = DeviceType::Cpu;
     }
     let agent = get(&js_sys::global(), "navigator").map(|navigator| text(&navigator, "userAgent"));

@@ -202,12 +202,14 @@ const tests = {
       if (now !== last) tell({ note: now });
       last = now;
     }, 5000);
-    await until(() => document.body.dataset.done, () => `not done: ${document.getElementById('status').textContent}`, Number(query.get('seconds') ?? 240));
+    await until(() => document.body.dataset.done, () => `not done: ${document.getElementById('status').textContent}`, 1800);
     clearInterval(beat);
     numbers.check_s = (performance.now() - start) / 1000;
     numbers.check = document.getElementById('headline').textContent;
     const [cases, failed] = document.body.dataset.done.split(' ').map(Number);
     ok(cases > 0 && failed === 0, `${numbers.check}\n${document.getElementById('failures').textContent.slice(0, 2000)}`);
+    numbers.check_kernels_s = Object.fromEntries(Object.entries(JSON.parse(document.body.dataset.seconds))
+      .map(([kernel, seconds]) => [kernel, +seconds.toFixed(1)]));
     numbers.slowest = document.getElementById('status').textContent;
     frame.remove();
   },
@@ -235,9 +237,37 @@ const tests = {
   },
 };
 
+/** With ?speed: what tests/browser holds against native speed. */
+const speed = {
+  async 'load, first token and text'() {
+    const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
+    const took = async (work) => {
+      const start = performance.now();
+      await work();
+      return (performance.now() - start) / 1000;
+    };
+    await Lamina.remove(MODEL);
+    numbers.module_s = await took(() => Lamina.stored());
+    numbers.device_s = await took(() => Lamina.device({ device: 'gpu' }));
+    numbers.load_s = await took(loaded);
+    model.unload();
+    model = null;
+    numbers.reload_s = await took(loaded);
+    const answers = [];
+    for (const { prompt } of golden.greedy) {
+      await model.forget();
+      answers.push(await model.generate(prompt, { ...greedy(), maxTokens: 24 }).result);
+      tell({ note: `${answers.at(-1).decode_tokens_per_s} tokens a second` });
+    }
+    numbers.first_token_s = median(answers.map((answer) => answer.time_to_first_token_s));
+    numbers.tokens_per_s = median(answers.map((answer) => answer.decode_tokens_per_s));
+    Object.assign(numbers, { adapter: model.info.caps.name, agent: navigator.userAgent });
+  },
+};
+
 const only = query.get('only');
 let failed = 0;
-for (const [name, test] of Object.entries(tests)) {
+for (const [name, test] of Object.entries(query.has('speed') ? speed : tests)) {
   if (only && !name.includes(only)) continue;
   const start = performance.now();
   let fault = null;
