@@ -5,7 +5,7 @@
 
 Needs torch and numpy. Writes to OUT (this folder):
     attention.safetensors  absorbed attention over a latent cache, `CASES`: `NAME.output [tokens, heads, r]` f32 and
-                           `NAME.lse [tokens, heads]` f32 (natural logarithm), by float32 arithmetic on values that
+                           `NAME.lse [tokens, heads]` f32 (natural logarithm), by float64 arithmetic on values that
                            the format holds exactly (fp8: as torch.float8_e4m3fn rounds them);
                            `NAME.native [tokens, heads, r]`, by scaled_dot_product_attention in the format itself
     mla_layer.safetensors  one layer with the attention of DeepSeek-V2-Lite: `exact [tokens, hidden]` f32, the hidden
@@ -13,13 +13,17 @@ Needs torch and numpy. Writes to OUT (this folder):
                            rope key pass through such records
     moe_layer.safetensors  one mixture of experts of DeepSeek-V2-Lite: `logits [tokens, 64]`, `routed` and `output
                            [tokens, hidden]` f32, `experts [tokens, 6]` i32, `weights [tokens, 6]` f32
-The files name the versions and the GPU. Inputs and weights come from an integer hash that tests/goldens.rs has, too.
+The layers are float64 arithmetic, too. A line for each tensor says what was made; all faults are printed, and a file
+with a fault is not written. The files name the versions and the GPU. Inputs and weights come from an integer hash that
+tests/goldens/ has, too.
 """
 import argparse, json, math, platform, struct, sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # ---- inputs: value i of a stream, one integer hash away (the constants are Chris Wellons' lowbias32)
 
@@ -61,6 +65,31 @@ def save(path, tensors, metadata):
     print(f"{path}: {path.stat().st_size} bytes, {len(tensors)} tensors")
 
 
+# ---- checks
+
+FAULTS = []
+
+
+def fault(text):
+    print(f"FAULT: {text}")
+    FAULTS.append(text)
+
+
+def described(values):
+    """In words, what a fault or a line of the report needs to know of a tensor."""
+    values = values.double()
+    finite = values[torch.isfinite(values)]
+    text = f"{list(values.shape)}, {finite.min():.4g} to {finite.max():.4g}" if len(finite) else "nothing finite"
+    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    return text + (f", {nan} NaN and {infinite} infinite of {values.numel()}" if nan + infinite else "")
+
+
+def nmse(found, expected):
+    """Sum of squared differences over the sum of squares; NaN where one is not finite."""
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return float((found - expected).square().sum() / expected.square().sum())
+
+
 # ---- attention over the latent cache
 
 # Name, format, heads, r, p, position (tokens before), new tokens, factor of the queries.
@@ -88,17 +117,56 @@ SCALE = 1.0 / math.sqrt(128 + 64)
 def fp8(latent):
     """What fp8 records keep: e4m3 codes of each 128 values over the least power of two that fits them."""
     parts = []
-    for part in latent.split(128, dim=-1):
+    for part in latent.float().split(128, dim=-1):
         largest = part.abs().amax(dim=-1, keepdim=True)
-        scale = torch.exp2(torch.ceil(torch.log2(largest / 448.0))).clamp_min(2.0**-64)
+        exponent = torch.ceil(torch.log2(largest / 448.0)).clamp_min(-64.0).int().cpu().numpy()
+        scale = torch.from_numpy(np.ldexp(np.float32(1.0), exponent)).to(part.device)  # exp2 may round
         scale = torch.where(largest > 448.0 * scale, 2.0 * scale, scale)  # log2 may round
         scale = torch.where(largest <= 224.0 * scale, 0.5 * scale, scale)
         parts.append((part / scale).to(torch.float8_e4m3fn).float() * scale)
-    return torch.cat(parts, dim=-1)
+    return torch.cat(parts, dim=-1).to(latent.dtype)
+
+
+def exact(q, records, r, mask):
+    """Attention by sums in float64, a token at a time, without a library for matrices."""
+    records, outputs, lse = records.double(), [], []
+    for query, seen in zip(q.double(), mask):
+        scores = (query[:, None, :] * records[seen][None]).sum(-1) * SCALE
+        weights = torch.softmax(scores, dim=-1)
+        outputs.append((weights[:, :, None] * records[seen][None, :, :r]).sum(1))
+        lse.append(torch.logsumexp(scores, dim=-1))
+    return torch.stack(outputs).float(), torch.stack(lse).float()
+
+
+def by_matmul(q, records, r, mask):
+    """The same by float32 matrix products: the output, and the NaN among the scores and the weights. Only compared."""
+    scores = (torch.einsum("thd,kd->thk", q, records) * SCALE).masked_fill(~mask[:, None, :], -math.inf)
+    weights = torch.softmax(scores, dim=-1)
+    nan = f"{int(scores.isnan().sum())} and {int(weights.isnan().sum())}"
+    return torch.einsum("thk,kr->thr", weights, records[:, :r]).cpu(), nan
+
+
+def native_attention(name, q, records, r, mask, expected):
+    """By scaled_dot_product_attention: the backend that PyTorch picks, or its plain one where that fails."""
+    key = records[None, None].expand(1, q.shape[1], *records.shape)
+    query = q.transpose(0, 1)[None]
+    limit = 1e-4 if q.dtype == torch.bfloat16 else 2e-6
+    for which, backend in (("the backend picked", nullcontext()), ("the plain one", sdpa_kernel(SDPBackend.MATH))):
+        with backend:
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, key, key[..., :r], attn_mask=mask[None, None], scale=SCALE
+            )
+        output = output[0].transpose(0, 1).cpu()
+        off = nmse(output, expected)
+        print(f"{name}.native by {which}: {described(output)}, NMSE {off:.2g}")
+        if off <= limit:
+            return output
+    fault(f"{name}.native: NMSE {off:.2g}, over {limit:.2g}")
+    return output
 
 
 def attention(device):
-    tensors = {}
+    tensors, cases = {}, []
     for number, (name, dtype, heads, r, p, position, tokens, sharp) in enumerate(CASES):
         bits = {"bf16": 8, "f16": 11, "fp8": 11}[dtype]
         length = position + tokens
@@ -107,20 +175,27 @@ def attention(device):
         if dtype == "fp8":
             # Each token's and each block's values have a magnitude of their own, 2^0 to 2^-7.
             shifts = (np.arange(length)[:, None] + 3 * (np.arange(r) // 128)[None, :]) % 8
-            records[:, :r] = fp8(records[:, :r] * torch.from_numpy(0.5 ** shifts.astype(np.float32)).to(device))
+            records[:, :r] = fp8(records[:, :r] * torch.from_numpy(np.ldexp(np.float32(1.0), -shifts)).to(device))
         mask = torch.arange(length, device=device)[None, :] <= position + torch.arange(tokens, device=device)[:, None]
-        scores = torch.einsum("thd,kd->thk", q, records) * SCALE
-        scores = scores.masked_fill(~mask[:, None, :], -math.inf)
-        tensors[f"{name}.output"] = torch.einsum("thk,kr->thr", torch.softmax(scores, dim=-1), records[:, :r])
-        tensors[f"{name}.lse"] = torch.logsumexp(scores, dim=-1)
-        native = {"bf16": torch.bfloat16, "f16": torch.float16}.get(dtype)
+        for what, values in (("queries", q), ("records", records)):
+            if not torch.isfinite(values).all():
+                fault(f"{name}: {what}: {described(values)}")
+        # On the CPU at once: what runs later on the device can not reach them.
+        output, lse = (values.cpu() for values in exact(q, records, r, mask))
+        tensors[f"{name}.output"], tensors[f"{name}.lse"] = output, lse
+        other, nan = by_matmul(q, records, r, mask)
+        other = f"float32 products {described(other)}, NMSE {nmse(other, output):.2g}, NaN before: {nan}"
+        print(f"{name}: output {described(output)}; lse {described(lse)}; {other}")
+        cases.append((name, q, records, r, mask, output))
+    # Behind all the others, with copies of the inputs before them to see what it may write over.
+    for name, q, records, r, mask, output in cases:
+        native = {"bf16": torch.bfloat16, "f16": torch.float16}.get(name.split("-")[0])
         if native:
-            key = records.to(native)[None, None].expand(1, heads, length, r + p)
-            query = q.to(native).transpose(0, 1)[None]
-            output = torch.nn.functional.scaled_dot_product_attention(
-                query, key, key[..., :r], attn_mask=mask[None, None], scale=SCALE
-            )
-            tensors[f"{name}.native"] = output[0].transpose(0, 1)
+            before = q.cpu(), records.cpu()
+            arguments = q.to(native), records.to(native), r, mask
+            tensors[f"{name}.native"] = native_attention(name, *arguments, output)
+            if not (torch.equal(q.cpu(), before[0]) and torch.equal(records.cpu(), before[1])):
+                fault(f"{name}: scaled_dot_product_attention wrote over its inputs")
     return tensors
 
 
@@ -162,12 +237,14 @@ NORMS = {
 
 def weights(name, device):
     number, shape, exponent = WEIGHTS[name]
-    return torch.from_numpy(stream(number, shape, 8) * np.float32(2.0**exponent)).to(device)
+    values = torch.from_numpy(stream(number, shape, 8) * np.float32(2.0**exponent))
+    # Float64, but for the experts: a token needs 6 of them.
+    return values.to(device) if name.startswith("experts.") else values.to(device).double()
 
 
 def norm(name, x):
     number, length = NORMS[name]
-    weight = 1.0 + torch.from_numpy(stream(number, (length,), 8)).to(x.device) / 4.0
+    weight = 1.0 + torch.from_numpy(stream(number, (length,), 8)).to(x.device).double() / 4.0
     return x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + EPS) * weight
 
 
@@ -183,7 +260,7 @@ def yarn():
 def turned(x, device):
     """The pairs (2 i, 2 i + 1) of [tokens, ..., p] turned to their token's position."""
     angle = np.arange(x.shape[0])[:, None] * yarn()[None, :]
-    cos, sin = (torch.from_numpy(f(angle).astype(np.float32)).to(device) for f in (np.cos, np.sin))
+    cos, sin = (torch.from_numpy(f(angle)).to(device) for f in (np.cos, np.sin))
     shape = (x.shape[0],) + (1,) * (x.dim() - 2) + (P // 2,)
     cos, sin, a, b = cos.view(shape), sin.view(shape), x[..., 0::2], x[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
@@ -202,9 +279,9 @@ def mla_layer(device):
     q_nope, q_pe = q.split([N, P], dim=-1)
     c_kv, k_pe = (x @ of("kv_a_proj_with_mqa").T).split([R, P], dim=-1)
     c_kv, k_pe, q_pe = norm("kv_a_layernorm", c_kv), turned(k_pe, device), turned(q_pe, device)
-    rope = k_pe.half().float()
-    records = {"exact": (c_kv, k_pe), "f16": (c_kv.half().float(), rope), "fp8": (fp8(c_kv), rope)}
-    return {name: behind(device, hidden, q_nope, q_pe, *record) for name, record in records.items()}
+    f16 = lambda x: x.float().half().double()
+    records = {"exact": (c_kv, k_pe), "f16": (f16(c_kv), f16(k_pe)), "fp8": (fp8(c_kv), f16(k_pe))}
+    return {name: behind(device, hidden, q_nope, q_pe, *record).float() for name, record in records.items()}
 
 
 def behind(device, hidden, q_nope, q_pe, c_kv, k_pe):
@@ -233,9 +310,11 @@ def moe_layer(device):
     routed = torch.zeros_like(x)
     for token in range(MOE_TOKENS):
         for weight, e in zip(chosen[token], experts[token]):
-            routed[token] += weight * gated(x[token : token + 1], gate[e], up[e], down[e])[0]
+            expert = gate[e].double(), up[e].double(), down[e].double()
+            routed[token] += weight * gated(x[token : token + 1], *expert)[0]
     shared = gated(x, of("shared.gate_proj"), of("shared.up_proj"), of("shared.down_proj"))
-    return {"logits": logits, "experts": experts.int(), "weights": chosen, "routed": routed, "output": routed + shared}
+    found = {"logits": logits, "weights": chosen, "routed": routed, "output": routed + shared}
+    return {"experts": experts.int()} | {name: values.float() for name, values in found.items()}
 
 
 def main():
@@ -256,10 +335,23 @@ def main():
     print(json.dumps(metadata))
     args.out.mkdir(parents=True, exist_ok=True)
     for name, make in (("attention", attention), ("mla_layer", mla_layer), ("moe_layer", moe_layer)):
-        tensors = make(device)
+        before = len(FAULTS)
+        try:
+            tensors = make(device)
+        except RuntimeError as error:
+            tensors = {}
+            fault(f"{name}: {error}")
         for tensor, values in tensors.items():
-            assert values.dtype == torch.int32 or torch.isfinite(values).all(), f"{tensor} is not finite"
-        save(args.out / f"{name}.safetensors", tensors, metadata)
+            if make is not attention:
+                print(f"{tensor}: {described(values)}")
+            if not torch.isfinite(values).all():
+                fault(f"{tensor}: {described(values)}")
+        if len(FAULTS) == before:
+            save(args.out / f"{name}.safetensors", tensors, metadata)
+        else:
+            print(f"{name}.safetensors is not written")
+    print(f"{len(FAULTS)} faults", *FAULTS, sep="\n")
+    return min(len(FAULTS), 1)
 
 
 if __name__ == "__main__":
