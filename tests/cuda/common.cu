@@ -74,7 +74,7 @@ __device__ inline u8 e4m3_bits(float value) {
 
 // An element of a matrix.
 __device__ inline float weight(const void *weights, u64 i) {
-#if defined(WEIGHTS_F16) || defined(UNPACK4_F16)
+#if defined(WEIGHTS_F16) || defined(UNPACK4_F16) || defined(PRODUCT_COOP)
   return f16_value(((const u16 *)weights)[i]);
 #elif defined(WEIGHTS_BF16) || defined(UNPACK4_BF16)
   return bf16_value(((const u16 *)weights)[i]);

@@ -15,13 +15,15 @@ const FOLD: &str = include_str!("fold.cu");
 const LINEAR: &str = include_str!("linear.cu");
 const ABSORB: &str = include_str!("absorb.cu");
 const GEMV: &str = include_str!("gemv.cu");
+const MOE_GEMM: &str = include_str!("moe_gemm.cu");
 const DECODE: &str = include_str!("mla_decode.cu");
 
 /// The texts of each kernel, behind [`COMMON`].
-const KERNELS: [(&str, &[&str]); 23] = [
+const KERNELS: [(&str, &[&str]); 26] = [
     ("add", &[include_str!("add.cu")]),
     ("embed", &[include_str!("embed.cu")]),
     ("gemm", &["#define GEMM\n", LINEAR, GEMV]),
+    ("gemm_coop", &[LINEAR, GEMV]),
     ("gemv", &[LINEAR, GEMV]),
     ("gqa_append", &[include_str!("gqa_append.cu")]),
     ("gqa_decode", &[include_str!("gqa_decode.cu")]),
@@ -34,10 +36,12 @@ const KERNELS: [(&str, &[&str]); 23] = [
     ("mla_gather", &[RECORDS, include_str!("mla_gather.cu")]),
     ("mla_prefill", &[include_str!("mla_prefill.cu")]),
     ("moe_combine", &[include_str!("moe_combine.cu")]),
-    ("moe_gemm", &[LINEAR, include_str!("moe_gemm.cu")]),
+    ("moe_gemm", &[LINEAR, MOE_GEMM]),
+    ("moe_gemm_coop", &[LINEAR, MOE_GEMM]),
     ("moe_gemv", &[LINEAR, include_str!("moe_gemv.cu")]),
     ("moe_route", &[include_str!("moe_route.cu")]),
     ("moe_sort", &[include_str!("moe_sort.cu")]),
+    ("pack_rows", &[include_str!("pack_rows.cu")]),
     ("rms_norm", &[include_str!("rms_norm.cu")]),
     ("rope", &[include_str!("rope.cu")]),
     ("sample", &[include_str!("sample.cu")]),

@@ -20,9 +20,16 @@ __device__ inline float product(const void *weights, u64 row, const float *x, u3
   return norm ? sum / sqrtf(warp_sum(squares) / columns + eps) : sum;
 }
 
-// The product that makes an output, before what `y` holds.
-__device__ inline float joined(const void *weights, u64 row, const float *x, u32 columns, const float *norm,
-                               float eps) {
-  float first = product(weights, row, x, columns, norm, eps);
-  return JOINED == 2u ? silu(first) * product(weights, row + 1u, x, columns, norm, eps) : first;
+// The same with a row of pack_rows.
+__device__ inline float product(const void *weights, u64 row, const u16 *x, u32 columns, float scale) {
+  u64 start = row * ((columns + 31u) / 32u * 32u);
+  float sum = 0.0f;
+  for (u32 i = threadIdx.x % WARP; i < columns; i += WARP) sum += weight(weights, start + i) * f16_value(x[i]);
+  return warp_sum(sum) * scale;
+}
+
+// The product that makes an output, before what `y` holds: the arguments are those of `product`.
+template <class... Of> __device__ float joined(const void *weights, u64 row, Of... of) {
+  float first = product(weights, row, of...);
+  return JOINED == 2u ? silu(first) * product(weights, row + 1u, of...) : first;
 }
