@@ -462,6 +462,7 @@ fn bench_attention_types_has_each_kind_at_each_context() {
 fn bench_attention_types_refuses_sizes_that_no_kernel_takes() {
     for (bad, what) in [
         (&["--head-dim", "48"][..], "--head-dim: expected 16, 32, 64, 128 or 256, found 48"),
+        (&["--nope", "12"], "--nope: expected a multiple of 8, found 12"),
         (&["--latent", "40"], "--latent: expected a multiple of 16, found 40"),
         (&["--rope", "6"], "--rope: expected a multiple of 4, found 6"),
         (&["--gqa", "5"], "--gqa: expected a divisor of 32 heads, found 5"),

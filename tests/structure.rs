@@ -1,4 +1,4 @@
-//! What the documents promise of the sources: five files a kernel, imports in one direction, short files.
+//! What the documents promise of the sources: four files a kernel, imports in one direction, short files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,14 +46,13 @@ fn code(path: &str) -> String {
 }
 
 #[test]
-fn a_kernel_has_five_files_and_a_word_in_each_list() {
+fn a_kernel_has_four_files_and_a_word_in_each_list() {
     for kernel in ALL.iter().map(|entry| entry.name) {
         for path in [
             format!("shaders/{kernel}.wgsl"),
             format!("src/kernels/{kernel}.rs"),
             format!("src/reference/{kernel}.rs"),
             format!("tests/kernels/{kernel}.rs"),
-            format!("benches/kernels/{kernel}.rs"),
         ] {
             assert!(root().join(&path).is_file(), "the kernel {kernel} lacks {path}");
         }
@@ -62,9 +61,6 @@ fn a_kernel_has_five_files_and_a_word_in_each_list() {
         assert!(test.contains(&parity), "tests/kernels/{kernel}.rs does not call {parity}");
         let twin = code(&format!("src/kernels/{kernel}.rs"));
         assert!(twin.contains(&format!("reference::{kernel}::")), "src/kernels/{kernel}.rs does not call its twin");
-        let timed = code("benches/kernels/main.rs");
-        let list = timed.split("benches![").nth(1).and_then(|rest| rest.split(']').next()).expect("benches![...]");
-        assert!(list.split(',').any(|name| name.trim() == kernel), "benches![...] lacks {kernel}");
     }
 }
 
@@ -105,7 +101,7 @@ fn no_shader_belongs_to_nobody() {
 
 #[test]
 fn no_source_file_is_left_out_of_the_build() {
-    for folder in ["src", "tests/kernels", "benches/kernels"] {
+    for folder in ["src", "tests/kernels"] {
         for path in files(folder, ".rs") {
             let (parent, name) = (Path::new(&path).parent().expect("a folder"), stem(&path));
             if ["lib", "main", "mod"].contains(&name) {

@@ -16,8 +16,9 @@ use crate::gpu::{Device, Recording};
 use crate::kernels::inputs::Inputs;
 use crate::{Error, Result};
 
-/// The case `seed`: a model of 4096 with 32 heads of 128, and a latent of 512 with a rope key of 64.
-pub const SEED: Dims = Dims { hidden: 4096, heads: 32, head: 128, latent: 512, rope: 64 };
+/// The case `seed`: a model of 4096 with 32 heads of 128, and a latent of 512 with a rope key of 64, which stands
+/// beside the 128 values of a head's keys as in DeepSeek's models.
+pub const SEED: Dims = Dims { hidden: 4096, heads: 32, head: 128, nope: 128, latent: 512, rope: 64 };
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -59,8 +60,8 @@ pub struct Figure {
     pub attention_gbs: f64,
     /// Weights and cache at the measured bandwidth over the median of the layer.
     pub layer_share: f64,
-    /// The layer's median over GQA's at this context.
-    pub layer_to_gqa: f64,
+    /// The layer's median over GQA's at this context, where there is one.
+    pub layer_to_gqa: Option<f64>,
     /// How far the layer's output is from the twins': the root of its normalised mean square error.
     pub error: f64,
 }
@@ -169,7 +170,7 @@ impl Results {
             .collect();
         for figure in &mut self.attention {
             let found = base.iter().find(|(context, _)| *context == figure.context);
-            figure.layer_to_gqa = found.map_or(f64::NAN, |(_, us)| figure.layer.median_us / us);
+            figure.layer_to_gqa = found.map(|(_, us)| figure.layer.median_us / us);
         }
     }
 }
@@ -271,7 +272,7 @@ impl Bench<'_> {
             layer: times[1],
             attention_gbs: cache_bytes as f64 / (times[0].median_us * 1e3),
             layer_share: least / (times[1].median_us * 1e-6),
-            layer_to_gqa: f64::NAN,
+            layer_to_gqa: None,
             error,
         })
     }
@@ -290,7 +291,7 @@ mod tests {
     use crate::gpu::Options;
 
     /// A model small enough for any driver.
-    pub const SMALL: Dims = Dims { hidden: 64, heads: 4, head: 16, latent: 32, rope: 8 };
+    pub const SMALL: Dims = Dims { hidden: 64, heads: 4, head: 16, nope: 24, latent: 32, rope: 8 };
 
     #[test]
     fn a_layer_of_each_kind_agrees_with_its_twins_and_a_broken_one_has_no_figure() {
@@ -306,8 +307,8 @@ mod tests {
         assert_eq!(kinds, [of(1), of(200)].concat());
         let bytes: Vec<u64> = results.attention[4..].iter().map(|f| f.token_bytes).collect();
         assert_eq!(bytes, [256, 128, 80, 80]);
-        assert!(results.attention.iter().all(|f| f.error < 1e-4 && f.layer_to_gqa > 0.0), "{results:?}");
-        assert_eq!(results.attention[1].layer_to_gqa, 1.0);
+        assert!(results.attention.iter().all(|f| f.error < 1e-4 && f.layer_to_gqa > Some(0.0)), "{results:?}");
+        assert_eq!(results.attention[1].layer_to_gqa, Some(1.0));
         let wrong = error(&[1.0, 2.0], &[1.0, f32::NAN]);
         assert!(!(wrong <= ROUNDED), "NaN fails");
     }

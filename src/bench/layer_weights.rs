@@ -14,8 +14,10 @@ pub struct Dims {
     pub hidden: u32,
     /// Query heads.
     pub heads: u32,
-    /// Width of a head: of keys and values, and of MLA's keys without rope.
+    /// Width of a head's keys and values; of its values in MLA.
     pub head: u32,
+    /// Width of MLA's keys without rope.
+    pub nope: u32,
     /// MLA's latent.
     pub latent: u32,
     /// MLA's rope key.
@@ -44,7 +46,7 @@ impl Kind {
     pub(super) fn rows(self, dims: &Dims) -> u32 {
         match self {
             Kind::Grouped(groups) => (dims.heads + 2 * groups) * dims.head,
-            Kind::Latent => dims.heads * (dims.head + dims.rope) + dims.latent + dims.rope,
+            Kind::Latent => dims.heads * (dims.nope + dims.rope) + dims.latent + dims.rope,
         }
     }
 }
@@ -76,8 +78,8 @@ impl LayerWeights {
     /// As [`Weights::upload`].
     pub fn new(device: &Device, kind: Kind, dims: &Dims) -> Result<LayerWeights> {
         let table = Inputs::seed(2).flashmla(65_521);
-        let up = dims.heads * 2 * dims.head;
-        let kv_b = || matrix(device, &table, (up, dims.latent), 2 * dims.head, "up-projections");
+        let each = dims.nope + dims.head;
+        let kv_b = || matrix(device, &table, (dims.heads * each, dims.latent), each, "up-projections");
         Ok(LayerWeights {
             input: matrix(device, &table, (kind.rows(dims), dims.hidden), 1, "projections")?,
             output: matrix(device, &table, (dims.hidden, dims.heads * dims.head), 1, "output projection")?,

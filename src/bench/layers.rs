@@ -99,13 +99,13 @@ impl<'a> Layers<'a> {
         pages: &'a mut Pages,
         count: u64,
     ) -> Result<Layers<'a>> {
-        let Dims { hidden, heads, head, latent, rope } = *dims;
+        let Dims { hidden, heads, head, nope, latent, rope } = *dims;
         let caps = device.caps();
         let of = |rows: u32, length: u32, label: &str| -> Result<Activations> {
             let bytes = 4 * u64::from(rows) * u64::from(length.next_multiple_of(4));
             Ok(Activations::rows(device.alloc(bytes, label)?.view(), length))
         };
-        let expanded = heads * 2 * head;
+        let expanded = heads * (nope + head);
         let most_keys = pieces::most_keys(4 * u64::from(expanded), caps.binding_bytes.min(caps.buffer_bytes));
         let keys = most_keys.min(batch * context);
         let (attention, block, workgroups, wide) = match kind {
@@ -113,7 +113,7 @@ impl<'a> Layers<'a> {
                 let decode = GqaDecode::chosen(&gqa_decode::Spec { width: head, rows: heads / groups }, caps);
                 let block = decode.rows();
                 let append = GqaAppend::chosen(&gqa_append::Spec { width: head }, caps);
-                let combine = MlaCombine::chosen(&combine(head, 8, Output::Latent, batch), caps);
+                let combine = MlaCombine::chosen(&combine(head, (8, 8), Output::Latent, batch), caps);
                 let workgroups = gqa_decode::WORKGROUPS_FACTOR * plan::workgroups(caps);
                 (Attention::Grouped { groups, append, decode, combine }, block, workgroups, head)
             }
@@ -124,17 +124,16 @@ impl<'a> Layers<'a> {
                 let usual = plan::workgroups(caps);
                 let workgroups = if decoder.on_matrices() { mla_decode_coop::WORKGROUPS } else { usual };
                 let absorb =
-                    mla_absorb::Spec { nope: head, rope, value: head, latent, format: weights, layout, tokens: batch };
-                let attend = |accumulate| {
-                    MlaPrefill::chosen(&mla_prefill::Spec { nope: head, rope, value: head, accumulate }, caps)
-                };
+                    mla_absorb::Spec { nope, rope, value: head, latent, format: weights, layout, tokens: batch };
+                let attend =
+                    |accumulate| MlaPrefill::chosen(&mla_prefill::Spec { nope, rope, value: head, accumulate }, caps);
                 let block = decoder.rows();
                 let kernels = LatentKernels {
                     append: MlaAppend::chosen(&mla_append::Spec { latent, rope, page: PAGE, format, layout }, caps),
                     absorb: MlaAbsorb::chosen(&absorb, caps),
                     decoder,
                     combine: [Output::Values, Output::Latent]
-                        .map(|output| MlaCombine::chosen(&combine(latent, head, output, batch), caps)),
+                        .map(|output| MlaCombine::chosen(&combine(latent, (nope, head), output, batch), caps)),
                     rope: Rope::chosen(&rope::Spec { layout }, caps),
                     frequencies: Arc::new(Frequencies::plain(rope, 1e4)),
                     gather: MlaGather::chosen(&mla_gather::Spec { latent, rope, page: PAGE, format }, caps),
@@ -222,7 +221,7 @@ impl<'a> Layers<'a> {
     /// A layer of latents that are expanded, and its attention alone; `None` for other layers.
     pub fn expanding(&self, set: usize) -> Option<[Recording; 2]> {
         let Attention::Latent(kernels) = &self.attention else { return None };
-        let Dims { heads, head, rope, .. } = self.dims;
+        let Dims { heads, nope, rope, .. } = self.dims;
         let (mut recording, mut alone) = (Recording::new(), Recording::new());
         self.project(&mut recording, set);
         self.append_latents(&mut recording, kernels, set);
@@ -231,8 +230,8 @@ impl<'a> Layers<'a> {
             heads,
             pairs: rope / 2,
             stride: self.projected.stride,
-            offset: head,
-            head_stride: head + rope,
+            offset: nope,
+            head_stride: nope + rope,
         };
         let (x, rows, table) = (self.projected.view.clone(), self.rows.view(), self.rope_table.view());
         kernels.rope.record(&mut recording, params, x, rows, table, &kernels.frequencies);
@@ -297,12 +296,12 @@ impl<'a> Layers<'a> {
 
     /// MLA's softmax scale.
     fn scale(&self) -> f32 {
-        1.0 / ((self.dims.head + self.dims.rope) as f32).sqrt()
+        1.0 / ((self.dims.nope + self.dims.rope) as f32).sqrt()
     }
 
     fn up_projections(&self, set: usize) -> Vec<HeadChunk> {
         let kv_b = self.weights(set).kv_b.as_ref().expect("latents have them");
-        let rows = 2 * self.dims.head as usize;
+        let rows = (self.dims.nope + self.dims.head) as usize;
         let chunk = |chunk: &crate::kernels::weights::WeightChunk| {
             let (first_head, heads) = ((chunk.first_row / rows) as u32, (chunk.rows / rows) as u32);
             HeadChunk { first_head, heads, view: chunk.view.clone() }
@@ -311,7 +310,7 @@ impl<'a> Layers<'a> {
     }
 
     fn append_latents(&self, recording: &mut Recording, kernels: &LatentKernels, set: usize) {
-        let Dims { heads, head, rope, .. } = self.dims;
+        let Dims { heads, nope, rope, .. } = self.dims;
         let args = mla_append::Args {
             batch: self.batches.view(set),
             rows: self.rows.view(),
@@ -322,7 +321,7 @@ impl<'a> Layers<'a> {
             cache: &self.pages.chunks,
             count: self.batch,
             kv_stride: self.projected.stride,
-            kv_offset: heads * (head + rope),
+            kv_offset: heads * (nope + rope),
             eps: 1e-6,
             scale: 1.0,
         };
@@ -427,8 +426,8 @@ impl<'a> Layers<'a> {
 }
 
 /// How splits are merged: of values alone, or of latents with W_UV behind.
-fn combine(latent: u32, head: u32, output: Output, tokens: u32) -> mla_combine::Spec {
-    mla_combine::Spec { latent, nope: head, value: head, format: WeightFormat::F16, output, tokens }
+fn combine(latent: u32, (nope, value): (u32, u32), output: Output, tokens: u32) -> mla_combine::Spec {
+    mla_combine::Spec { latent, nope, value, format: WeightFormat::F16, output, tokens }
 }
 
 fn set(pages: &mut Pages, target: &Target, (batch, context): (u32, u32), keys: u32) -> Result<Set> {

@@ -50,7 +50,7 @@ pub struct Choice<T> {
 /// What every kernel's file offers; `check`, `bench` and `info` drive kernels through it.
 /// Each kernel has besides a `record` of its own, which adds its dispatches to a recording.
 pub trait Kernel: Sized + Send + Sync + 'static {
-    /// The name of its five files.
+    /// The name of its four files.
     const NAME: &'static str;
     /// Its shader file.
     const SOURCE: Source;

@@ -152,6 +152,13 @@ fn a_dropped_barrier_fails() {
 const OTHERS: &[(&str, &str, &str, &str)] = &[
     ("add", "add", "params.scale * y[i]", "y[i]"),
     ("embed", "embed", "(id - params.first)", "id"),
+    ("gqa_append", "gqa_append", "y * cosine + x * sine", "y * cosine - x * sine"),
+    ("gqa_append", "gqa_append", "row.position & ((1u", "(row.position + 1u) & ((1u"),
+    ("gqa_decode", "gqa_decode", "sum += weight;", ""),
+    ("gqa_decode", "gqa_decode", "let scale = exp2(maximum[r] - largest);", "let scale = 1.0;"),
+    ("gqa_decode", "gqa_decode", "min(ends[r], split.end)", "split.end"),
+    ("gqa_decode", "gqa_decode", "* exp2(sums[b * ROWS + r] - largest)", ""),
+    ("gqa_decode", "gqa_decode", " + UNITS];", "];"),
     ("mla_absorb", "mla_absorb", "x * turn.y + y * turn.x", "x * turn.y - y * turn.x"),
     ("mla_absorb", "mla_absorb", "min(i + k * SLICES, N - 1u)", "min(i + k * SLICES, N - 2u)"),
     ("mla_append", "mla_append", "row.position % PAGE, lane", "(row.position + 1u) % PAGE, lane"),

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 #[derive(Debug, clap::Args)]
 pub struct AttentionBench {
     /// A model that has a name: seed is a width of 4096 with 32 heads of 128, a latent of 512 and a rope key of 64
-    #[arg(value_enum, default_value = "seed", conflicts_with_all = ["hidden", "heads", "head_dim", "latent", "rope"])]
+    #[arg(value_enum, default_value = "seed", conflicts_with_all = ["hidden", "heads", "head_dim", "nope", "latent", "rope"])]
     case: Case,
     /// Width of the hidden states [default: 4096]
     #[arg(long, value_name = "WIDTH", value_parser = clap::value_parser!(u32).range(8..=65536))]
@@ -24,6 +24,9 @@ pub struct AttentionBench {
     /// Width of a head: 16, 32, 64, 128 or 256 [default: 128]
     #[arg(long, value_name = "WIDTH", value_parser = clap::value_parser!(u32).range(16..=256))]
     head_dim: Option<u32>,
+    /// Width of MLA's keys without rope, a multiple of 8 [default: that of a head]
+    #[arg(long, value_name = "WIDTH", value_parser = clap::value_parser!(u32).range(8..=256))]
+    nope: Option<u32>,
     /// MLA's latent, a multiple of 16 [default: 512]
     #[arg(long, value_name = "WIDTH", value_parser = clap::value_parser!(u32).range(16..=1024))]
     latent: Option<u32>,
@@ -74,10 +77,12 @@ impl AttentionBench {
     /// [`Error::Usage`] for sizes that no kernel takes.
     fn dims(&self) -> Result<Dims> {
         let Case::Seed = self.case;
+        let head = self.head_dim.unwrap_or(SEED.head);
         let dims = Dims {
             hidden: self.hidden.unwrap_or(SEED.hidden),
             heads: self.heads.unwrap_or(SEED.heads),
-            head: self.head_dim.unwrap_or(SEED.head),
+            head,
+            nope: self.nope.unwrap_or(head),
             latent: self.latent.unwrap_or(SEED.latent),
             rope: self.rope.unwrap_or(SEED.rope),
         };
@@ -86,6 +91,9 @@ impl AttentionBench {
         };
         if !dims.head.is_power_of_two() {
             return wrong("--head-dim", "16, 32, 64, 128 or 256".into(), dims.head);
+        }
+        if !dims.nope.is_multiple_of(8) {
+            return wrong("--nope", "a multiple of 8".into(), dims.nope);
         }
         if !dims.latent.is_multiple_of(16) {
             return wrong("--latent", "a multiple of 16".into(), dims.latent);
@@ -127,7 +135,7 @@ fn text(results: &Results, markdown: bool) -> String {
             digits(figure.attention_gbs),
             digits(figure.layer.median_us),
             percent(figure.layer_share),
-            if figure.layer_to_gqa.is_nan() { String::new() } else { format!("{}x", digits(figure.layer_to_gqa)) },
+            figure.layer_to_gqa.map_or(String::new(), |times| format!("{}x", digits(times))),
             figure.dispatches.to_string(),
         ]
     };
@@ -144,10 +152,10 @@ fn text(results: &Results, markdown: bool) -> String {
         "dispatches",
     ];
     let mut text = String::new();
-    if let Some(Dims { hidden, heads, head, latent, rope }) = results.dims {
+    if let Some(Dims { hidden, heads, head, nope, latent, rope }) = results.dims {
         text += &format!(
-            "A token of {} sequences in a layer of width {hidden}: {heads} heads of {head}, MLA with a latent of \
-             {latent} and a rope key of {rope}\n\n",
+            "A token of each of {} sequences in a layer of width {hidden}: {heads} heads of {head}; MLA with a latent of \
+             {latent}, keys of {nope} and a rope key of {rope}\n\n",
             results.batch,
         );
     }

@@ -1,5 +1,0 @@
-//! Times `add` on the chosen adapter.
-
-pub fn run() {
-    crate::time("add");
-}

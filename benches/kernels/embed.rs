@@ -1,5 +1,0 @@
-//! Times `embed` on the chosen adapter.
-
-pub fn run() {
-    crate::time("embed");
-}

@@ -1,5 +1,0 @@
-//! Times `gemm` on the chosen adapter.
-
-pub fn run() {
-    crate::time("gemm");
-}

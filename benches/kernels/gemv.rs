@@ -1,5 +1,0 @@
-//! Times `gemv` on the chosen adapter.
-
-pub fn run() {
-    crate::time("gemv");
-}

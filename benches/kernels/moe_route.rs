@@ -1,5 +1,0 @@
-//! Times `moe_route` on the chosen adapter.
-
-pub fn run() {
-    crate::time("moe_route");
-}

@@ -1,5 +1,0 @@
-//! Times `rms_norm` on the chosen adapter.
-
-pub fn run() {
-    crate::time("rms_norm");
-}

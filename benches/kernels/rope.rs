@@ -1,5 +1,0 @@
-//! Times `rope` on the chosen adapter.
-
-pub fn run() {
-    crate::time("rope");
-}

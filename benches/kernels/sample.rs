@@ -1,5 +1,0 @@
-//! Times `sample` on the chosen adapter.
-
-pub fn run() {
-    crate::time("sample");
-}

@@ -1,5 +1,0 @@
-//! Times `swiglu` on the chosen adapter.
-
-pub fn run() {
-    crate::time("swiglu");
-}
