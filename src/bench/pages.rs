@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_page_of_the_device_is_the_host_s_and_no_page_has_two_owners() {
-        let options = Options { binding_bytes: Some(5 * 64 * 16), checked: true };
+        let options = Options { binding_bytes: Some(5 * 64 * 16), ..Options::default() };
         let device = Device::cpu(&options);
         let draw = |inputs: &mut Inputs| (0..4).flat_map(|_| inputs.normal().to_le_bytes()).collect();
         let mut pages = Pages::new(&device, (64, 16), 11, draw).unwrap();

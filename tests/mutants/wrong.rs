@@ -160,7 +160,7 @@ const OTHERS: &[(&str, &str, &str, &str)] = &[
     ("gqa_decode", "gqa_decode", "* exp2(sums[b * ROWS + r] - largest)", ""),
     ("gqa_decode", "gqa_decode", " + UNITS];", "];"),
     ("mla_absorb", "mla_absorb", "x * turn.y + y * turn.x", "x * turn.y - y * turn.x"),
-    ("mla_absorb", "mla_absorb", "min(i + k * SLICES, N - 1u)", "min(i + k * SLICES, N - 2u)"),
+    ("mla_absorb", "mla_absorb", "staged[(i + k * SLICES) * TOKENS + t]", "staged[i * TOKENS + t]"),
     ("mla_append", "mla_append", "row.position % PAGE, lane", "(row.position + 1u) % PAGE, lane"),
     ("mla_append", "mla_append", "/ f32(R) + params.eps", "/ f32(R)"),
     ("mla_combine", "mla_combine", "merged += weight * part[k]", "merged += part[k]"),
