@@ -1,11 +1,9 @@
 // The check page: the cases of `lamina check` in this tab.
 import { Lamina } from '../lamina/index.js';
 import { withoutGpu } from '../gpu.js';
+import { $, element, facts, fromLink, share } from '../page.js';
 
-const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
-const element = (tag, text, properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
-const mib = (bytes) => bytes >= 1 << 30 ? `${+(bytes / 2 ** 30).toFixed(2)} GiB` : `${+(bytes / 2 ** 20).toFixed(2)} MiB`;
 
 let device, report, stop;
 
@@ -58,30 +56,6 @@ function markdown() {
     ...rows, ''].join('\n');
 }
 
-async function packed(bytes, way) {
-  const through = way === 'pack' ? new CompressionStream('deflate-raw') : new DecompressionStream('deflate-raw');
-  return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(through)).arrayBuffer());
-}
-
-async function link() {
-  const bytes = await packed(new TextEncoder().encode(JSON.stringify(shared())), 'pack');
-  const text = btoa(String.fromCharCode(...bytes)).replaceAll('+', '-').replaceAll('/', '_').replace(/=+$/, '');
-  return `${location.origin}${location.pathname}#result=${text}`;
-}
-
-async function fromLink() {
-  const text = /^#result=(.+)$/.exec(location.hash)?.[1];
-  if (!text) return;
-  try {
-    const bytes = Uint8Array.from(atob(text.replaceAll('-', '+').replaceAll('_', '/')), (c) => c.charCodeAt(0));
-    report = JSON.parse(new TextDecoder().decode(await packed(bytes, 'unpack')));
-    show();
-    $('what').textContent = `A result that was shared: ${report.adapter}, ${report.agent}.`;
-  } catch {
-    $('what').textContent = 'The link holds no result that can be read.';
-  }
-}
-
 async function run() {
   stop = new AbortController();
   $('run').disabled = true;
@@ -111,32 +85,13 @@ async function run() {
   }
 }
 
-const say = (text) => { $('said').textContent = text; };
 $('run').onclick = run;
 $('stop').onclick = () => stop?.abort();
-$('markdown').onclick = () => navigator.clipboard.writeText(markdown()).then(() => say('Copied.'), () => say(markdown()));
-$('link').onclick = async () => { const url = await link(); history.replaceState(null, '', url); navigator.clipboard.writeText(url).then(() => say('Copied.'), () => say('It is in the address bar.')); };
-$('json').onclick = () => {
-  const url = URL.createObjectURL(new Blob([JSON.stringify({ ...report, failures: undefined }, null, 2)], { type: 'application/json' }));
-  Object.assign(document.createElement('a'), { href: url, download: 'lamina-check.json' }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
-};
+share({ name: 'lamina-check', markdown, small: shared, json: () => ({ ...report, failures: undefined }) });
 
 const support = await Lamina.support();
-const fact = (name, value) => {
-  const pair = document.createElement('div');
-  pair.append(element('dt', name), element('dd', value));
-  return pair;
-};
 device = await Lamina.device({ device: support.webgpu ? 'gpu' : 'cpu' });
 const { caps } = device;
-const facts = element('dl', '', { className: 'facts' });
-facts.append(...[
-  ['f16 in shaders', caps.f16 ? 'yes' : 'no'], ['workgroup memory', `${caps.workgroup_bytes >> 10} KiB`],
-  ['invocations', caps.invocations], ['storage buffers', caps.storage_buffers],
-  ['largest binding', mib(caps.binding_bytes)], ['largest buffer', mib(caps.buffer_bytes)],
-  ['timestamps', caps.timestamps ? 'yes' : 'no'],
-].map(([name, value]) => fact(name, value)));
 const paths = element('details', '', { className: 'small' });
 paths.append(element('summary', 'Which path each kernel takes here, and why', { className: 'soft' }));
 const table = element('table', '');
@@ -148,12 +103,21 @@ for (const { kernel, variant, why } of device.paths) {
 const scroll = element('div', '', { className: 'scroll' });
 scroll.append(table);
 paths.append(scroll);
-$('adapter').replaceChildren(element('h2', caps.name), element('div', caps.driver, { className: 'small soft' }), facts, paths);
+$('adapter').replaceChildren(element('h2', caps.name), element('div', caps.driver, { className: 'small soft' }), facts(caps), paths);
 if (!support.webgpu) {
   $('adapter').prepend(withoutGpu(support.reason));
   $('twins').checked = $('twins').disabled = true;
 }
 $('work').hidden = false;
-await fromLink();
+try {
+  const told = await fromLink();
+  if (told) {
+    report = told;
+    show();
+    $('what').textContent = `A result that was shared: ${report.adapter}, ${report.agent}.`;
+  }
+} catch {
+  $('what').textContent = 'The link holds no result that can be read.';
+}
 document.body.dataset.ready = 'yes';
 if (query.has('run')) run();

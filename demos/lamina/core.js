@@ -80,6 +80,12 @@ export class Core {
     return { ...JSON.parse(report), slowest_case_s: slowest / 1000, kernel_s: seconds };
   }
 
+  /** Ceilings, and decode attention of every combination of the lists. */
+  async bench({ device, bindingBytes, onProgress = () => {}, signal, command, ...asked }) {
+    const opened = await this.#open(device, bindingBytes);
+    return JSON.parse(await opened.bench(JSON.stringify(asked), command, (done, total) => onProgress({ done, total })));
+  }
+
   async #files(source, options) {
     const { signal, onProgress, files, store } = options;
     if (typeof source === 'string') return fromUrl(source, { signal, onProgress, files, store, Sha256: wasm.Sha256 });

@@ -126,6 +126,34 @@ export interface Report {
   kernel_s: Record<string, number>;
 }
 
+/** Every combination of the lists is a shape. */
+export interface BenchOptions {
+  batch?: number[]; heads?: number[]; context?: number[]; dtype?: ('f16' | 'f32' | 'fp8')[];
+  /** Timed runs of a shape, at least. */
+  repeat?: number;
+  /** Megabytes that the bandwidth is measured with. */
+  mib?: number;
+}
+
+/** The fields of `lamina bench kernel --json`; docs/cli.md has them all. */
+export interface Bench {
+  version: string; commit: string | null; command: string; driver: string;
+  device: { adapter: string; backend: string; type: string };
+  clock: { by: 'timestamps' | 'queue'; overhead_us: number };
+  ceilings: {
+    bytes: number; read_gbs: number; copy_gbs: number; f32_tflops: number; f16_tflops: number | null;
+    matrix_tflops: number | null; dispatch_us: number; round_trip_us: number;
+  };
+  decode: Figure[]; skipped: Left[]; failed: Left[];
+}
+export interface Shape { batch: number; heads: number; contexts: number[]; tokens: number; dtype: string }
+export interface Left extends Shape { why: string }
+export interface Figure extends Shape {
+  variant: string; keys: string[]; splits: number; median_us: number; p10_us: number; p90_us: number; runs: number;
+  bytes: number; gbs: number; tflops: number; share: number; bound: 'memory' | 'compute'; checked: number; error: number;
+  published: { by: string; us: number; ratio: number } | null; gain_over_f16: number | null;
+}
+
 export const Lamina: {
   support(): Promise<{ webgpu: boolean; f16?: boolean; reason?: 'insecure' | 'missing' | 'no-adapter' }>;
   load(source: Source, options?: LoadOptions): Promise<Model>;
@@ -137,6 +165,7 @@ export const Lamina: {
     every?: number;
     onProgress?(progress: { done: number; total: number; kernel: string; outcomes: Outcome[] }): void;
   }): Promise<Report>;
+  bench(options?: EngineOptions & BenchOptions & { onProgress?(progress: { done: number; total: number }): void }): Promise<Bench>;
   stored(options?: EngineOptions): Promise<{ url: string; bytes: number; complete: boolean }[]>;
   remove(url: string, options?: EngineOptions): Promise<void>;
 };

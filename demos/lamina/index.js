@@ -52,7 +52,7 @@ class Remote {
     });
   }
 
-  close() { this.#end(new LaminaError('usage', 'the model was unloaded')); }
+  close(why = new LaminaError('usage', 'the model was unloaded')) { this.#end(why); }
 }
 
 /** The same calls on this thread, for pages that may have no worker. The store needs one. */
@@ -265,6 +265,23 @@ export const Lamina = {
   /** Every kernel on this device against its twin on the CPU. */
   check(options = {}) {
     return once('check', [plain(options)], options, { signal: options.signal, onProgress: options.onProgress });
+  },
+
+  /** The device's ceilings, and decode attention on it, as `lamina bench kernel` has them. */
+  async bench({ batch = [1], heads = [16, 128], context = [1024, 4096], dtype = ['f16', 'fp8'], repeat = 3, mib = 64,
+    signal, ...options } = {}) {
+    const lists = { batch, heads, context, dtype, repeat, mib };
+    const command = `lamina bench kernel ${Object.entries(lists).map(([name, value]) => `--${name} ${value}`).join(' ')}`;
+    const engine = remote(options);
+    // A measurement takes no break: its worker goes.
+    const abort = () => engine.close(new LaminaError('abort', 'it was aborted'));
+    signal?.addEventListener('abort', abort);
+    try {
+      return await engine.call('bench', [{ ...lists, ...plain(options), command }], { signal, onProgress: options.onProgress });
+    } finally {
+      signal?.removeEventListener('abort', abort);
+      engine.close();
+    }
   },
 
   /** The checkpoints in this site's store. */

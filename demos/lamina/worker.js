@@ -2,7 +2,7 @@
 import { Core, explain, start } from './core.js';
 
 const core = new Core(), running = new Map();
-const WITH_EVENTS = { check: ['onProgress'], load: ['onProgress'], generate: ['onPiece', 'onDeviceLost'] };
+const WITH_EVENTS = { bench: ['onProgress'], check: ['onProgress'], load: ['onProgress'], generate: ['onPiece', 'onDeviceLost'] };
 
 addEventListener('message', async ({ data: { id, call, args, wasmUrl } }) => {
   if (call === 'abort') return running.get(id)?.abort();

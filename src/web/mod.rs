@@ -4,6 +4,7 @@
 //! A checkpoint's files are handed over with [`put_file`]; a [`WebModel`] is loaded from their folder onto a
 //! [`WebDevice`]. Errors are JavaScript `Error`s with a `code`.
 
+mod bench;
 mod model;
 
 use futures::future::join;

@@ -213,6 +213,21 @@ const tests = {
     numbers.slowest = document.getElementById('status').textContent;
     frame.remove();
   },
+  async 'the bench page measures, and a link carries its result'() {
+    const { document, window, frame } = await page('../bench/?run&set=least');
+    await until(() => document.body.dataset.done, () => `not done: ${document.getElementById('status').textContent}`, 240);
+    same(document.body.dataset.done, 'yes', 'the outcome');
+    const rows = (of) => [...of.querySelectorAll('#rows tr')].map((row) => row.textContent);
+    const found = rows(document);
+    same(found.length, 4, `shapes; ${document.getElementById('left').textContent}`);
+    document.getElementById('link').click();
+    await until(() => window.location.hash.startsWith('#result='), () => 'no link');
+    const shared = await page(window.location.href.replace('?run&set=least', ''));
+    same(rows(shared.document), found, 'what the link carries');
+    numbers.ceilings = document.getElementById('ceilings').innerText.replaceAll('\n', ' ');
+    frame.remove();
+    shared.frame.remove();
+  },
   async 'the chat page writes a story, stops, and shows what the cache takes'() {
     const { document, frame } = await page(`../chat/?seed=1&temperature=0&maxTokens=${few}`);
     const $ = (id) => document.getElementById(id);
