@@ -1,4 +1,5 @@
-// Pictures of the pages for the README: node tests/web/screens.mjs SITE FOLDER [png|webp], with Chromium on SwiftShader.
+// Pictures of the pages for the README: with Chromium on SwiftShader and Node 22,
+// or 20 with --experimental-websocket: node tests/web/screens.mjs SITE FOLDER [png|webp]
 import { spawn } from 'node:child_process';
 import { createServer } from 'node:http';
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -66,7 +67,7 @@ const write = (text) => `document.getElementById('text').value = ${JSON.stringif
 try {
   for (const [name, size] of Object.entries(sizes)) {
     const chat = await page(...size);
-    await chat.call('Page.navigate', { url: `${home}/chat/?temperature=0.7&seed=3&maxTokens=70` });
+    await chat.call('Page.navigate', { url: `${home}/chat/?temperature=0.7&seed=3&maxTokens=48` });
     await chat.until('document.getElementById("send")?.disabled === false');
     for (const text of ['Once upon a time a fox found a key', 'The fox opened the door.']) {
       await chat.evaluate(write(text));
@@ -78,10 +79,9 @@ try {
       const other = await page(...size);
       await other.call('Page.navigate', { url: `${home}/${url}` });
       await other.until('document.body.dataset.done');
-      await other.evaluate('document.querySelector("main").scrollIntoView(); scrollTo(0, document.body.scrollHeight * 0)');
+      // From the verdict or the ceilings on; the device stands above.
+      await other.evaluate('document.getElementById("work").scrollIntoView()');
       await other.save(`${what}-${name}`);
-      await other.evaluate('scrollTo(0, document.documentElement.scrollHeight)');
-      await other.save(`${what}-${name}-end`);
       await other.close();
     }
   }
