@@ -13,27 +13,29 @@ const SETS = {
 
 let report = null, stop = null;
 
-const digits = (value) => value === null ? '-' : value >= 100 ? value.toFixed(0) : +value.toPrecision(3) + '';
+const digits = (value) => value === null ? '-' : value >= 100 ? Math.round(value).toLocaleString('en') : +value.toPrecision(3) + '';
+/** Arithmetic in the unit that fits. */
+const rate = (tflops) => tflops < 0.5 ? `${digits(1000 * tflops)} GFLOP/s` : `${digits(tflops)} TFLOP/s`;
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const context = ({ contexts, tokens }) => contexts.map((count) => count.toLocaleString('en')).join(' ') + (tokens > 1 ? `, ${tokens} new` : '');
 const beside = ({ published, gain_over_f16: gain }) =>
-  published ? `${digits(published.ratio)}x ${published.by}` : gain ? `${gain.toFixed(2)}x f16` : '';
+  published && report.device.type !== 'cpu' ? `${digits(published.ratio)}x ${published.by}` : gain ? `${gain.toFixed(2)}x f16` : '';
 
 function ceilings() {
   const { ceilings: c, clock } = report;
   return [
     ['reading', `${digits(c.read_gbs)} GB/s`], ['copying', `${digits(c.copy_gbs)} GB/s`],
-    ['f32 multiply-adds', `${digits(c.f32_tflops)} TFLOP/s`],
-    ...c.f16_tflops === null ? [] : [['f16 multiply-adds', `${digits(c.f16_tflops)} TFLOP/s`]],
+    ['f32 multiply-adds', rate(c.f32_tflops)],
+    ...c.f16_tflops === null ? [] : [['f16 multiply-adds', rate(c.f16_tflops)]],
     ['a dispatch that waits', `${digits(c.dispatch_us)} µs`], ['submission to result', `${digits(c.round_trip_us)} µs`],
     ['times are taken by', clock.by === 'timestamps' ? 'the GPU' : 'its queue'],
   ];
 }
 
-const COLUMNS = ['sequences', 'heads', 'context', 'dtype', 'µs', 'GB/s', 'TFLOP/s', 'of ceiling', 'bound', 'kernel', 'beside'];
+const COLUMNS = ['sequences', 'heads', 'context', 'dtype', 'µs', 'GB/s', 'arithmetic', 'of ceiling', 'kernel', 'beside'];
 const NUMBERS = new Set([0, 1, 2, 4, 5, 6, 7]);
-const cells = (one) => [one.batch, one.heads, context(one), one.dtype, digits(one.median_us), digits(one.gbs), digits(one.tflops),
-  percent(one.share), one.bound, one.variant, beside(one)];
+const cells = (one) => [one.batch, one.heads, context(one), one.dtype, digits(one.median_us), digits(one.gbs), rate(one.tflops),
+  `${percent(one.share)} ${one.bound}`, one.variant, beside(one)];
 const left = () => [['failed its check', report.failed], ['skipped', report.skipped]].flatMap(([what, all]) =>
   all.map((one) => `${what}: ${one.batch} sequences, ${one.heads} heads, ${context(one)} tokens, ${one.dtype}: ${one.why}`));
 

@@ -1,12 +1,12 @@
 // Pictures of the pages for the README: with Chromium on SwiftShader and Node 22,
-// or 20 with --experimental-websocket: node tests/web/screens.mjs SITE FOLDER [png|webp]
+// or 20 with --experimental-websocket: node tests/web/screens.mjs SITE FOLDER [webp|png [chat,check,bench]]
 import { spawn } from 'node:child_process';
 import { createServer } from 'node:http';
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-const [site, folder, format = 'webp'] = process.argv.slice(2);
+const [site, folder, format = 'webp', pages = 'chat,check,bench'] = process.argv.slice(2);
 const types = { html: 'text/html', js: 'text/javascript', css: 'text/css', wasm: 'application/wasm', json: 'application/json' };
 const server = createServer((request, answer) => {
   let path = join(site, new URL(request.url, 'http://localhost').pathname);
@@ -66,16 +66,19 @@ const sizes = { desktop: [1100, 720, 1, false, false], phone: [390, 780, 1.5, tr
 const write = (text) => `document.getElementById('text').value = ${JSON.stringify(text)}; document.getElementById('form').requestSubmit()`;
 try {
   for (const [name, size] of Object.entries(sizes)) {
-    const chat = await page(...size);
-    await chat.call('Page.navigate', { url: `${home}/chat/?temperature=0.7&seed=3&maxTokens=48` });
-    await chat.until('document.getElementById("send")?.disabled === false');
-    for (const text of ['Once upon a time a fox found a key', 'The fox opened the door.']) {
-      await chat.evaluate(write(text));
-      await chat.until('!document.body.dataset.writing');
+    if (pages.includes('chat')) {
+      const chat = await page(...size);
+      await chat.call('Page.navigate', { url: `${home}/chat/?temperature=0.7&seed=3&maxTokens=48` });
+      await chat.until('document.getElementById("send")?.disabled === false');
+      for (const text of ['Once upon a time a fox found a key', 'The fox opened the door.']) {
+        await chat.evaluate(write(text));
+        await chat.until('!document.body.dataset.writing');
+      }
+      await chat.save(`chat-${name}`);
+      await chat.close();
     }
-    await chat.save(`chat-${name}`);
-    await chat.close();
     for (const [what, url] of [['check', 'check/?run&kernels=add,rms_norm,rope,mla_append,moe_route,swiglu'], ['bench', 'bench/?run&set=least']]) {
+      if (!pages.includes(what)) continue;
       const other = await page(...size);
       await other.call('Page.navigate', { url: `${home}/${url}` });
       await other.until('document.body.dataset.done');
