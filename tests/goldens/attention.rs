@@ -182,11 +182,12 @@ fn outputs_and_log_sum_exps_are_pytorchs_on_cuda() {
         let inputs = shape.inputs(number);
         let tensor = |kind: &str| format!("{}.{kind}", shape.name);
         let (output, lse) = (golden.get(&tensor("output")), golden.get(&tensor("lse")));
-        // What 16-bit attention of PyTorch rounds, mostly the softmax's weights and the outputs.
+        // What 16-bit attention of PyTorch rounds, mostly the softmax's weights and the outputs: at most 4.8e-6 and
+        // 8.1e-8 in these files.
         let native = match shape.format {
             Fp8 => None,
-            Bf16 => Some((golden.get(&tensor("native")), 1e-4)),
-            F16 => Some((golden.get(&tensor("native")), 2e-6)),
+            Bf16 => Some((golden.get(&tensor("native")), 1e-5)),
+            F16 => Some((golden.get(&tensor("native")), 2e-7)),
         };
         assert_eq!(golden.has(&tensor("native")), native.is_some());
         let formats: &[RecordFormat] = match shape.format {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compute the golden files of tests/goldens.rs with PyTorch on a CUDA device.
+"""Compute the golden files of tests/goldens/ with PyTorch on a CUDA device.
 
     python make_goldens.py [OUT] [--device cuda]
 
