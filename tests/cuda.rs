@@ -16,14 +16,12 @@ use std::time::Instant;
 
 use gpu::{Gpu, Nvrtc, source};
 use lamina::check::{Outcome, Prepared, adapters};
-use lamina::gpu::{Caps, CooperativeShape, Device, Options};
+use lamina::gpu::{Caps, Device, Options};
 use lamina::kernels::{ALL, AnyCase, Set};
 
 /// The `cpu` device with every feature that any kernel asks for, so that each has a recording.
 fn host() -> Device {
-    let shape = |result: &str| CooperativeShape { m: 16, n: 16, k: 16, operands: "F16".into(), result: result.into() };
-    let cooperative = vec![shape("F16"), shape("F32")];
-    Device::cpu_as(Caps { subgroups: Some((32, 32)), cooperative, ..Caps::everything() })
+    Device::cpu_as(Caps::matrices())
 }
 
 /// Past the capture of test output, so that a run shows what was skipped.

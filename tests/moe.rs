@@ -99,7 +99,7 @@ impl Layer {
         if device.caps().binding_bytes < 1 << 20 {
             assert!(gate_up.chunks.len() > 1, "the matrices come in one chunk");
         }
-        let layer = MoeLayer::new(&spec(accumulate), device.caps());
+        let layer = MoeLayer::new(&spec(accumulate), device.caps(), false);
         let sizes = layer.scratch(tokens as u32);
         let scratch: Scratch<View> = sizes.map(|size, name| device.alloc(*size, name).map(|b| b.view())).unwrap();
         let (x, y) = (rows(&self.x, HIDDEN), rows(&self.y, HIDDEN));

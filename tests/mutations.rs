@@ -187,7 +187,7 @@ fn a_model_with_a_mutated_configuration_runs_or_is_refused() {
         survive(name, &whole, rounds, |bytes| {
             std::fs::write(folder.join("config.json"), bytes).expect("a file under target");
             let Ok(model) = Model::load(&device, &folder, |_, _| {}) else { return false };
-            let options = Options { context: 48, step_tokens: 24, ..Options::default() };
+            let options = Options { context: 48, step_tokens: Some(24), ..Options::default() };
             let Ok(mut engine) = Engine::new(&device, model, &options) else { return false };
             let id = engine.create(&Sampler::default()).expect("the first sequence");
             // Whatever the logits are: no numbers are an answer too.

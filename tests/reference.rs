@@ -116,7 +116,7 @@ fn agree(names: &[&str], options: &Options, devices: &[Device], tolerance: f64) 
 
 /// Prompts in several steps, and pages that end within them.
 fn options() -> Options {
-    Options { context: 64, step_tokens: 24, page: 16, ..Options::default() }
+    Options { context: 64, step_tokens: Some(24), page: 16, ..Options::default() }
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn materialised_prompts_are_those_of_the_reference_implementation() {
 
 #[test]
 fn every_layer_s_hidden_states_are_those_of_the_reference_implementation() {
-    let options = Options { format: RecordFormat::F32, step_tokens: 48, ..options() };
+    let options = Options { format: RecordFormat::F32, step_tokens: Some(48), ..options() };
     let device = &devices(true)[0];
     for name in FIXTURES {
         let reference = Reference::open(&fixture(name));
@@ -160,7 +160,7 @@ fn prompts_in_one_step_in_steps_of_7_and_token_by_token_are_the_same() {
         let mut logits = Vec::new();
         for prefill in [Prefill::Absorbed, Prefill::Materialised] {
             for step_tokens in [64, 7, 1] {
-                let options = Options { step_tokens, prefill, ..materialised() };
+                let options = Options { step_tokens: Some(step_tokens), prefill, ..materialised() };
                 let mut engine = engine(device, &fixture(name), &options);
                 let id = engine.create(&Sampler::default()).unwrap();
                 logits.push(block_on(engine.logits(id, &reference.prompt)).unwrap());

@@ -6,7 +6,7 @@ mod verdict;
 use serde::Serialize;
 
 use crate::Result;
-use crate::gpu::{Device, Options, Recording};
+use crate::gpu::{Caps, Device, Options, Recording};
 use crate::kernels::{AnyCase, AnyJob, Expected, Role, Tensor, Tensors};
 
 pub use verdict::Verdict;
@@ -50,7 +50,10 @@ impl Prepared {
         let expected = match &job.expected {
             Some(expected) => expected(&job.tensors),
             None => {
-                let cpu = Device::cpu(&Options::default());
+                let cpu = match (case.variants)(&Caps::cpu()).is_empty() {
+                    true => Device::cpu_as(Caps::matrices()),
+                    false => Device::cpu(&Options::default()),
+                };
                 let outputs = pollster::block_on(run(&case, &job, &cpu, None, |r| r))?;
                 let whole = |(t, bytes): (&Tensor, &Vec<u8>)| {
                     let Role::Output(checks) = &t.role else { unreachable!("outputs lists outputs") };

@@ -15,8 +15,8 @@ impl Engine {
     /// As [`Engine::feed`]; [`Error::Capacity`] for more ids than a step takes.
     pub async fn hidden(&mut self, id: SequenceId, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
         self.check(id, ids)?;
-        if ids.len() > self.options.step_tokens as usize {
-            let (asked, limit) = (ids.len() as u64, u64::from(self.options.step_tokens));
+        if ids.len() > self.step_tokens as usize {
+            let (asked, limit) = (ids.len() as u64, u64::from(self.step_tokens));
             return Err(Error::Capacity { what: "tokens in a step".into(), asked, limit });
         }
         let (shape, plan) = self.prepare(&[(id, ids.len() as u32, 0)], Ids::Given(ids), &[0], false)?;

@@ -9,14 +9,14 @@ use super::pages::SequenceId;
 use super::run_until;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Reading, Recording, View};
-use crate::kernels::mla_decode_coop;
 use crate::kernels::pieces::{Piece, Pieces};
 use crate::kernels::plan::{self, Borders, Dispatch, MOST_ROWS, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
+use crate::kernels::{gemm_coop, mla_decode_coop};
 use crate::model::Model;
 use crate::model::forward::{Decode, Forward, Limits, Prefill, Step};
-use crate::model::plan::{LOGITS_BYTES, STEP};
+use crate::model::plan::{LOGITS_BYTES, step_tokens};
 use crate::num::record::RecordFormat;
 
 /// What an engine is allocated for.
@@ -26,8 +26,8 @@ pub struct Options {
     pub context: u32,
     /// Sequences at a time.
     pub sequences: u32,
-    /// New tokens of a step: longer prompts go in several.
-    pub step_tokens: u32,
+    /// New tokens of a step, where not as many as suit the device: longer prompts go in several.
+    pub step_tokens: Option<u32>,
     /// Tokens of a cache page: 16, 32, 64 or 128.
     pub page: u32,
     /// How the cache stores records.
@@ -49,7 +49,7 @@ impl Default for Options {
         Options {
             context: 4096,
             sequences: 1,
-            step_tokens: STEP as u32,
+            step_tokens: None,
             page: 64,
             format: RecordFormat::F16,
             decode: Decode::Auto,
@@ -87,6 +87,8 @@ pub struct Engine {
     pub(super) device: Device,
     pub(super) model: Model,
     pub(super) options: Options,
+    /// New tokens of a step, at most.
+    pub(super) step_tokens: u32,
     /// Rows of logits of a step, at most.
     logits: u32,
     pub(super) forward: Forward,
@@ -125,10 +127,12 @@ impl Engine {
     /// # Errors
     /// [`Error::OutOfMemory`], and [`Error::Usage`] for numbers that make no sense.
     pub fn new(device: &Device, model: Model, options: &Options) -> Result<Engine> {
+        let usual = step_tokens(gemm_coop::refusal(device.caps()).is_none()).max(options.sequences);
+        let step_tokens = options.step_tokens.unwrap_or(usual);
         let numbers = [
             ("the context", options.context, 1),
             ("sequences", options.sequences, 1),
-            ("tokens of a step", options.step_tokens, options.sequences),
+            ("tokens of a step", step_tokens, options.sequences),
         ];
         for (what, found, least) in numbers {
             if found < least {
@@ -160,7 +164,7 @@ impl Engine {
             partials: 0,
             borders: if options.deterministic { Borders::Own } else { Borders::Balanced },
         };
-        let step_tokens = options.step_tokens.min(options.context * options.sequences);
+        let step_tokens = step_tokens.min(options.context * options.sequences);
         let partials = target.partials_for(step_tokens, step_tokens, options.sequences, pages, sequence_pages);
         target.partials = partials;
         // Prompts need logits of their last token alone; more at a time are a matter of `Engine::logits`.
@@ -204,12 +208,13 @@ impl Engine {
             records: [records("records of even steps")?, records("records of odd steps")?],
         };
         let sampler = Sample::chosen(&sample::Spec, device.caps());
-        let options = Options { step_tokens, ..options.clone() };
+        let options = options.clone();
         let device = device.clone();
         Ok(Engine {
             device,
             model,
             options,
+            step_tokens,
             logits,
             forward,
             cache,
@@ -285,7 +290,7 @@ impl Engine {
     /// the vocabulary, and faults of the driver.
     pub async fn feed(&mut self, id: SequenceId, ids: &[u32], seed: u32) -> Result<Reading> {
         self.check(id, ids)?;
-        let mut parts = ids.chunks(self.options.step_tokens as usize).peekable();
+        let mut parts = ids.chunks(self.step_tokens as usize).peekable();
         while let Some(part) = parts.next() {
             if parts.peek().is_some() {
                 self.submit(&[(id, part.len() as u32, seed)], Ids::Given(part), &[]).await?;
@@ -325,7 +330,7 @@ impl Engine {
         self.check(id, ids)?;
         let (vocab, stride) = (self.model.config.vocab as usize, self.forward.logits.stride as usize);
         let mut all = Vec::with_capacity(ids.len() * vocab);
-        for part in ids.chunks(self.options.step_tokens.min(self.logits) as usize) {
+        for part in ids.chunks(self.step_tokens.min(self.logits) as usize) {
             let picked: Vec<u32> = (0..part.len() as u32).collect();
             self.submit(&[(id, part.len() as u32, 0)], Ids::Given(part), &picked).await?;
             let bytes = self.device.read(std::slice::from_ref(&self.forward.logits.view)).await?.remove(0);

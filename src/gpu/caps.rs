@@ -99,6 +99,14 @@ impl Caps {
         }
     }
 
+    /// As [`Caps::everything`], with the matrix units that kernels are written for, and their subgroups.
+    pub fn matrices() -> Caps {
+        let shape =
+            |result: &str| CooperativeShape { m: 16, n: 16, k: 16, operands: "F16".into(), result: result.into() };
+        let cooperative = vec![shape("F16"), shape("F32")];
+        Caps { name: "matrix units".into(), subgroups: Some((32, 32)), cooperative, ..Caps::everything() }
+    }
+
     /// The `cpu` device: the twins, which have no limits but memory.
     pub fn cpu() -> Caps {
         Caps {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::linear::{Crossover, Epilogue, Method, Params, Product};
+use super::linear::{Crossover, Epilogue, Method, Params, Product, Reads};
 use super::linear_case::Shape;
 use super::weights::WeightFormat;
 use super::{Case, Choice, Field, Kernel, Set, Variant};
@@ -146,7 +146,7 @@ impl Gemm {
     pub fn record(&self, recording: &mut Recording, product: &Product) {
         let Spec { format, epilogue, .. } = self.spec;
         let twin = reference::gemm::gemm;
-        let method = Method { shader: &self.shader, format, epilogue, block: self.tuning.tile, norm: None, twin };
+        let method = Method { shader: &self.shader, format, epilogue, block: self.tuning.tile, reads: Reads::Plain(twin) };
         method.record(recording, product);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::linear::{Epilogue, Method, Params, Product};
+use super::linear::{Epilogue, Method, Params, Product, Reads};
 use super::linear_case::Shape;
 use super::weights::WeightFormat;
 use super::{Case, Choice, Field, Kernel, Set, Variant};
@@ -215,9 +215,9 @@ impl Gemv {
     pub fn record(&self, recording: &mut Recording, product: &Product) {
         let Tuning { teams, rows, tokens, .. } = self.tuning;
         let Spec { format, epilogue, .. } = self.spec;
-        let twin = |row: &[f32], tokens: &[&[f32]]| tokens.iter().map(|x| reference::gemv::gemv(row, x)).collect();
-        let (block, norm) = ((teams / self.tuning.split * rows, tokens), Some(self.spec.norm));
-        let method = Method { shader: &self.shader, format, epilogue, block, norm, twin };
+        let twin: fn(&[f32], &[&[f32]]) -> Vec<f64> = |row, tokens| tokens.iter().map(|x| reference::gemv::gemv(row, x)).collect();
+        let (block, reads) = ((teams / self.tuning.split * rows, tokens), Reads::Normed(self.spec.norm, twin));
+        let method = Method { shader: &self.shader, format, epilogue, block, reads };
         method.record(recording, product);
     }
 }

@@ -3,14 +3,17 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::Kernel;
 use super::gemm::{self, Gemm};
+use super::gemm_coop::{self, GemmCoop};
 use super::gemv::{self, Gemv};
-use super::weights::{WeightFormat, Weights};
-use crate::gpu::{Caps, Grid, Host, Recording, Shader, ShaderBuilder, View, grid_1d};
-use crate::{reference, wgsl};
+use super::pack_rows::{self, PackRows, Packed};
+use super::weights::{BLOCK, WeightFormat, Weights};
+use crate::gpu::{Caps, Device, Grid, Host, Recording, Shader, ShaderBuilder, View, grid_1d};
+use crate::{Result, reference, wgsl};
 
 crate::params! {
     /// Sizes of a call for one chunk of a matrix. Strides and offsets are in elements.
@@ -123,6 +126,8 @@ pub struct Product<'a> {
     pub tokens: u32,
     /// The norm that x goes through first, where [`Linear::folds_norm`] says that the product takes it.
     pub norm: Option<&'a Norm>,
+    /// x as f16, for kernels on matrix units; they read nothing else of x.
+    pub packed: Option<&'a Packed>,
     /// Factor of what [`Epilogue::Add`] adds.
     pub scale: f32,
 }
@@ -130,7 +135,7 @@ pub struct Product<'a> {
 impl<'a> Product<'a> {
     /// A product with no norm and the factor 1.
     pub fn new(weights: &'a Weights, x: &'a Activations, y: &'a Activations, tokens: u32) -> Product<'a> {
-        Product { weights, x, y, tokens, norm: None, scale: 1.0 }
+        Product { weights, x, y, tokens, norm: None, packed: None, scale: 1.0 }
     }
 }
 
@@ -141,10 +146,19 @@ pub(super) struct Method<'a> {
     pub epilogue: Epilogue,
     /// Rows and tokens of a workgroup.
     pub block: (u32, u32),
-    /// Whether the shader has a binding for a norm, and uses it.
-    pub norm: Option<bool>,
-    /// The twin: a row's products with all tokens.
-    pub twin: fn(&[f32], &[&[f32]]) -> Vec<f64>,
+    /// What it reads of the activations.
+    pub reads: Reads,
+}
+
+/// What a kernel reads of the activations, with its twin: the products of a row with all tokens.
+#[derive(Clone, Copy)]
+pub(super) enum Reads {
+    /// f32, by a shader with no binding for a norm.
+    Plain(fn(&[f32], &[&[f32]]) -> Vec<f64>),
+    /// f32, by a shader with a binding for a norm, which it uses or not.
+    Normed(bool, fn(&[f32], &[&[f32]]) -> Vec<f64>),
+    /// Packed rows.
+    Packed(fn(&[f32], &[(Vec<f16>, f32)]) -> Vec<f64>),
 }
 
 impl Method<'_> {
@@ -153,11 +167,11 @@ impl Method<'_> {
     /// # Panics
     /// When the matrix does not fit the kernel's spec, or the activations do not fit the matrix.
     pub fn record(&self, recording: &mut Recording, product: &Product) {
-        let Product { weights, x, y, tokens, norm, scale } = *product;
+        let Product { weights, x, y, tokens, norm, packed, scale } = *product;
         let kernel = self.shader.kernel;
         let (format, epilogue) = (self.format, self.epilogue);
         assert!(weights.format == format, "{kernel} for {format:?} got a matrix of {:?}", weights.format);
-        let uses = self.norm == Some(true);
+        let uses = matches!(self.reads, Reads::Normed(true, _));
         assert!(uses == norm.is_some(), "{kernel} takes a norm: {uses}, and one was given: {}", norm.is_some());
         x.check("x", tokens, weights.columns);
         y.check("y", tokens, weights.rows / epilogue.rows());
@@ -188,12 +202,22 @@ impl Method<'_> {
                 scale,
                 eps: norm.map_or(0.0, |norm| norm.eps),
             };
-            let mut bindings = vec![("weights", chunk.view.clone()), ("x", x.view.clone()), ("y", y.view.clone())];
-            if self.norm.is_some() {
-                bindings.push(("norm", norm.map_or(&x.view, |norm| &norm.weight).clone()));
+            let mut bindings = vec![("weights", chunk.view.clone()), ("y", y.view.clone())];
+            match (self.reads, packed) {
+                (Reads::Packed(_), Some(Packed { values, scales })) => {
+                    let fits = values.size() >= u64::from(tokens * params.blocks) * 2 * BLOCK as u64;
+                    assert!(fits, "{kernel}: {tokens} packed rows of {} blocks", params.blocks);
+                    bindings.extend([("x", values.clone()), ("scales", scales.clone())]);
+                }
+                (Reads::Packed(_), None) => panic!("{kernel}: no packed activations"),
+                (Reads::Plain(_), _) => bindings.push(("x", x.view.clone())),
+                (Reads::Normed(..), _) => {
+                    let norm = norm.map_or(&x.view, |norm| &norm.weight).clone();
+                    bindings.extend([("x", x.view.clone()), ("norm", norm)]);
+                }
             }
-            let products = self.twin;
-            let twin = move |host: &Host| twin(params, format, epilogue, uses, products, host);
+            let reads = self.reads;
+            let twin = move |host: &Host| twin(params, format, epilogue, reads, host);
             let blocks = tokens.div_ceil(self.block.1);
             let grid = match grid_1d(params.rows.div_ceil(self.block.0)) {
                 Grid::Direct([x, y, _]) => Grid::Direct([blocks, x, y]),
@@ -204,25 +228,40 @@ impl Method<'_> {
     }
 }
 
-fn twin(
-    params: Params,
-    format: WeightFormat,
-    epilogue: Epilogue,
-    norm: bool,
-    products: fn(&[f32], &[&[f32]]) -> Vec<f64>,
-    host: &Host,
-) {
-    let (weights, x, y) = (host.get::<u8>("weights"), host.get::<f32>("x"), host.get::<f32>("y"));
+fn twin(params: Params, format: WeightFormat, epilogue: Epilogue, reads: Reads, host: &Host) {
+    let (weights, y) = (host.get::<u8>("weights"), host.get::<f32>("y"));
     let columns = params.columns as usize;
-    let at = |token: u32| (token * params.x_stride + params.x_offset) as usize;
-    let normalised = |x: &[f32]| match norm {
-        true => reference::rms_norm::rms_norm(x, &host.get::<f32>("norm")[..columns], params.eps),
-        false => x.to_vec(),
+    let tokens = 0..params.tokens as usize;
+    let x = |normed: bool| {
+        let x = host.get::<f32>("x");
+        let of = |token: usize| {
+            let at = token * params.x_stride as usize + params.x_offset as usize;
+            let x = &x[at..at + columns];
+            match normed {
+                true => reference::rms_norm::rms_norm(x, &host.get::<f32>("norm")[..columns], params.eps),
+                false => x.to_vec(),
+            }
+        };
+        tokens.clone().map(of).collect::<Vec<Vec<f32>>>()
     };
-    let tokens: Vec<Vec<f32>> = (0..params.tokens).map(|t| normalised(&x[at(t)..at(t) + columns])).collect();
-    let tokens: Vec<&[f32]> = tokens.iter().map(|x| &x[..]).collect();
-    let rows = weights.par_chunks_exact(format.row_bytes(columns)).take(params.rows as usize);
-    let rows: Vec<Vec<f64>> = rows.map(|row| products(&format.decode(row)[..columns], &tokens)).collect();
+    let weights = weights.par_chunks_exact(format.row_bytes(columns)).take(params.rows as usize);
+    let weights = weights.map(|row| format.decode(row)[..columns].to_vec());
+    let plain = |normed: bool, products: fn(&[f32], &[&[f32]]) -> Vec<f64>| {
+        let tokens = x(normed);
+        let tokens: Vec<&[f32]> = tokens.iter().map(|x| &x[..]).collect();
+        weights.clone().map(|row| products(&row, &tokens)).collect()
+    };
+    let rows: Vec<Vec<f64>> = match reads {
+        Reads::Plain(products) => plain(false, products),
+        Reads::Normed(normed, products) => plain(normed, products),
+        Reads::Packed(products) => {
+            let (x, scales) = (host.get::<f16>("x"), host.get::<f32>("scales"));
+            let stride = params.blocks as usize * BLOCK;
+            let of = |token: usize| (x[token * stride..][..columns].to_vec(), scales[token]);
+            let tokens: Vec<(Vec<f16>, f32)> = tokens.map(of).collect();
+            weights.map(|row| products(&row, &tokens)).collect()
+        }
+    };
     for token in 0..params.tokens {
         let values: Vec<f32> = rows.iter().map(|row| row[token as usize] as f32).collect();
         let outputs = match epilogue {
@@ -272,17 +311,25 @@ impl fmt::Display for Crossover {
     }
 }
 
-/// Products with matrices of any format on one device: `gemv` or `gemm`, each made once for a format,
-/// an epilogue and a class of token counts.
+/// Products with matrices of any format on one device: `gemv`, `gemm`, or `gemm_coop` where there are matrix units,
+/// each made once for a format, an epilogue and a class of token counts.
 pub struct Linear {
     caps: Caps,
     crossover: Crossover,
     gemv: Vec<OnceLock<Gemv>>,
     gemm: Vec<OnceLock<Gemm>>,
+    matrices: Option<Matrices>,
+}
+
+/// Products on matrix units, with the memory for packed activations.
+struct Matrices {
+    pack: PackRows,
+    packed: Packed,
+    gemm: Vec<OnceLock<GemmCoop>>,
 }
 
 impl Linear {
-    /// For a device. Makes nothing yet.
+    /// For a device. Makes no kernel yet.
     pub fn new(caps: &Caps) -> Linear {
         let slots = WeightFormat::ALL.len() * Epilogue::ALL.len();
         Linear {
@@ -290,7 +337,29 @@ impl Linear {
             crossover: Crossover::of(caps),
             gemv: (0..2 * slots * gemv::TOKENS.len()).map(|_| OnceLock::new()).collect(),
             gemm: (0..slots * gemm::TOKENS.len()).map(|_| OnceLock::new()).collect(),
+            matrices: None,
         }
+    }
+
+    /// As [`Linear::new`], on matrix units where the device has such that pass `gemm_coop`'s self-test: with memory
+    /// for [`packed_bytes`] of steps of `tokens` tokens and at most `columns` activations each.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`], and a lost device.
+    pub fn on(device: &Device, tokens: u32, columns: u32) -> Result<Linear> {
+        let linear = Linear::new(device.caps());
+        if tokens < linear.crossover.gemm_from || !GemmCoop::works(device)? {
+            return Ok(linear);
+        }
+        let matrices = Matrices {
+            pack: PackRows::chosen(&pack_rows::Spec, device.caps()),
+            packed: Packed {
+                values: device.alloc(packed_bytes(tokens, columns), "packed activations")?.view(),
+                scales: device.alloc(4 * u64::from(tokens), "scales of packed activations")?.view(),
+            },
+            gemm: (0..Epilogue::ALL.len() * gemm_coop::FRAGMENTS.len()).map(|_| OnceLock::new()).collect(),
+        };
+        Ok(Linear { matrices: Some(matrices), ..linear })
     }
 
     /// Where `gemm` takes over, for `lamina info`.
@@ -304,7 +373,7 @@ impl Linear {
         tokens <= gemv::NORM_TOKENS
     }
 
-    /// Adds a product: a dispatch for each chunk of the matrix.
+    /// Adds a product: a dispatch for each chunk of the matrix, and on matrix units one for the activations.
     ///
     /// # Panics
     /// When the activations do not fit the matrix, its rows the epilogue, or a norm the number of tokens.
@@ -319,12 +388,44 @@ impl Linear {
             let slot = 2 * (of * gemv::TOKENS.len() + class) + usize::from(norm);
             let made = self.gemv[slot].get_or_init(|| Gemv::chosen(&spec, &self.caps));
             made.record(recording, product);
+        } else if let Some(matrices) = self.matrices.as_ref().filter(|m| m.fits(product)) {
+            matrices.record(recording, epilogue, product, &self.caps);
         } else {
             let class = class(&gemm::TOKENS);
             let spec = gemm::Spec { format, epilogue, tokens: gemm::TOKENS[class] };
             let made = self.gemm[of * gemm::TOKENS.len() + class].get_or_init(|| Gemm::chosen(&spec, &self.caps));
             made.record(recording, product);
         }
+    }
+}
+
+/// Bytes of packed activations: f16, rows of whole blocks.
+pub fn packed_bytes(tokens: u32, columns: u32) -> u64 {
+    2 * u64::from(tokens) * u64::from(columns.next_multiple_of(BLOCK as u32))
+}
+
+impl Matrices {
+    fn fits(&self, product: &Product) -> bool {
+        let bytes = packed_bytes(product.tokens, product.weights.columns as u32);
+        product.weights.format == WeightFormat::F16 && bytes <= self.packed.values.size()
+    }
+
+    fn record(&self, recording: &mut Recording, epilogue: Epilogue, product: &Product, caps: &Caps) {
+        let Product { weights, x, tokens, .. } = *product;
+        let params = pack_rows::Params {
+            rows: tokens,
+            length: weights.columns as u32,
+            blocks: weights.columns.div_ceil(BLOCK) as u32,
+            x_stride: x.stride,
+            x_offset: x.offset,
+        };
+        self.pack.record(recording, params, x.view.clone(), &self.packed);
+        let fragments = gemm_coop::fragments(weights.rows as u32, tokens);
+        let class = gemm_coop::FRAGMENTS.iter().position(|f| *f == fragments).expect("it is one of them");
+        let spec = gemm_coop::Spec { epilogue, fragments };
+        let made = &self.gemm[epilogue as usize * gemm_coop::FRAGMENTS.len() + class];
+        let made = made.get_or_init(|| GemmCoop::chosen(&spec, caps));
+        made.record(recording, &Product { packed: Some(&self.packed), ..*product });
     }
 }
 

@@ -1,10 +1,14 @@
 //! The parity cases of `gemv` and `gemm`: one product each.
 
+use half::f16;
+
 use super::inputs::{Inputs, checks, placed};
 use super::linear::{Activations, Epilogue, Norm, Product};
+use super::pack_rows::Packed;
 use super::weights::{BLOCK, WeightChunk, WeightFormat, Weights, pack};
-use super::{Case, Data, Job, Kernel, Tensor, Tolerance};
-use crate::gpu::Recording;
+use super::{Case, Data, Job, Kernel, Tensor, Tensors, Tolerance};
+use crate::gpu::{Device, Options, Recording};
+use crate::{Result, reference};
 
 /// Sizes of a case. `x` and `y` are (stride, offset).
 #[derive(Clone, Copy)]
@@ -22,6 +26,8 @@ pub struct Shape {
     pub hint: u32,
     /// The activations go through a norm first.
     pub norm: bool,
+    /// The activations are there as f16, too.
+    pub packed: bool,
 }
 
 /// The names of a case's chunks.
@@ -32,7 +38,24 @@ impl Shape {
     pub fn new(rows: usize, columns: usize, tokens: usize) -> Shape {
         let (format, epilogue) = (WeightFormat::F16, Epilogue::Store);
         let (x, y) = ((0, 0), (0, 0));
-        Shape { rows, columns, tokens, format, epilogue, chunks: None, x, y, hint: tokens as u32, norm: false }
+        Shape {
+            rows,
+            columns,
+            tokens,
+            format,
+            epilogue,
+            chunks: None,
+            x,
+            y,
+            hint: tokens as u32,
+            norm: false,
+            packed: false,
+        }
+    }
+
+    /// With packed activations.
+    pub fn packed(self) -> Shape {
+        Shape { packed: true, ..self }
     }
 
     fn outputs(&self) -> usize {
@@ -63,7 +86,7 @@ impl Shape {
         Case::new(name, spec, flops, move || self.job(record)).moving(moved as f64)
     }
 
-    fn job<K>(self, record: impl Fn(&K, &mut Recording, &Product) + Send + Sync + Copy + 'static) -> Job<K> {
+    pub(super) fn job<K>(self, record: impl Fn(&K, &mut Recording, &Product) + Send + Sync + Copy + 'static) -> Job<K> {
         let Shape { rows, columns, tokens, format, epilogue, norm, .. } = self;
         let [x, y] = self.strides();
         let outputs = self.outputs();
@@ -76,10 +99,14 @@ impl Shape {
         let ys = placed(&before, outputs, y);
         let weight: Vec<f32> = Inputs::seed(5).normals(columns, 0.5).iter().map(|w| 1.0 + w).collect();
         let mut tensors = vec![
-            Tensor::input("x", Data::F32(xs)),
+            Tensor::input("x", Data::F32(xs.clone())),
             Tensor::input("norm", Data::F32(weight)),
             Tensor::checked("y", Data::F32(ys), checks(outputs, y, Tolerance::f32(columns))),
         ];
+        if self.packed {
+            let from: Vec<f32> = xs.chunks_exact(x.0).flat_map(|row| row[x.1..x.1 + columns].to_vec()).collect();
+            tensors.extend(packed(&from, columns, columns));
+        }
         let cut: Vec<usize> = self.chunks.map_or(vec![rows], <[usize]>::to_vec);
         assert_eq!(cut.iter().sum::<usize>(), rows, "the chunks hold all rows");
         let spread = (12.0 / columns as f32).sqrt(); // of uniform weights that give products a variance of 1
@@ -102,8 +129,43 @@ impl Shape {
             let (x, y) = (part("x", x), part("y", y));
             // So large that a kernel without it is wrong.
             let given = Norm { weight: t.get("norm"), eps: 0.1 };
+            let packed = self.packed.then(|| Packed { values: t.get("packed"), scales: t.get("scales") });
             let product = Product::new(&weights, &x, &y, tokens as u32);
-            record(kernel, recording, &Product { norm: norm.then_some(&given), scale: 0.7, ..product });
+            let product = Product { norm: norm.then_some(&given), packed: packed.as_ref(), scale: 0.7, ..product };
+            record(kernel, recording, &product);
         })
     }
+}
+
+/// Rows of `stride` elements of which `columns` count as `pack_rows` gives them: "packed" and "scales".
+pub(super) fn packed(x: &[f32], stride: usize, columns: usize) -> [Tensor; 2] {
+    let (mut values, mut scales) = (Vec::new(), Vec::new());
+    for row in x.chunks_exact(stride) {
+        let (mut packed, scale) = reference::pack_rows::pack(&row[..columns]);
+        packed.resize(columns.next_multiple_of(BLOCK), f16::ZERO);
+        values.extend(packed);
+        scales.push(scale);
+    }
+    [Tensor::input("packed", Data::F16(values)), Tensor::input("scales", Data::F32(scales))]
+}
+
+/// Largest normalised mean square error of a self-test: of f32 sums, whatever their order.
+const SELF_TEST: f64 = 1e-9;
+
+/// What `kernel` made wrong of a case on `device`, if anything.
+pub(super) fn outcome<K: Kernel>(kernel: &K, job: &Job<K>, device: &Device) -> Result<Option<String>> {
+    let run = |device: &Device| {
+        let tensors = Tensors::upload(device, &job.tensors)?;
+        let mut recording = Recording::new();
+        (job.record)(kernel, &tensors, &mut recording);
+        device.submit(&recording)?;
+        let bytes = pollster::block_on(device.read(&[tensors.get("y")]))?.remove(0);
+        Ok::<Vec<f32>, crate::Error>(bytemuck::pod_collect_to_vec(&bytes))
+    };
+    let (found, expected) = (run(device)?, run(&Device::cpu(&Options::default()))?);
+    // What nobody writes, behind the rows' ends, is no number.
+    let written = || expected.iter().zip(&found).filter(|(expected, _)| !expected.is_nan());
+    let error: f64 = written().map(|(e, f)| f64::from(e - f).powi(2)).sum();
+    let size: f64 = written().map(|(e, _)| f64::from(*e).powi(2)).sum();
+    Ok((!(error <= SELF_TEST * size)).then(|| format!("y is wrong by a share of {:.1e}", (error / size).sqrt())))
 }

@@ -228,19 +228,6 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::CooperativeShape;
-
-    fn matrices() -> Caps {
-        let shape = |size, result: &str| CooperativeShape {
-            m: size,
-            n: size,
-            k: size,
-            operands: "F16".into(),
-            result: result.into(),
-        };
-        let cooperative = vec![shape(16, "F16"), shape(16, "F32")];
-        Caps { subgroups: Some((32, 32)), cooperative, ..Caps::everything() }
-    }
 
     fn spec(rows: u32) -> Spec {
         Spec { latent: 512, rope: 64, format: RecordFormat::F16, rows }
@@ -248,25 +235,25 @@ mod tests {
 
     #[test]
     fn what_it_cannot_run_is_refused_with_the_reason() {
-        assert_eq!(MlaDecodeCoop::refusal(&spec(16), &matrices()), None);
+        assert_eq!(MlaDecodeCoop::refusal(&spec(16), &Caps::matrices()), None);
         let refused = |spec: Spec, caps: Caps, why: &str| {
             let found = MlaDecodeCoop::refusal(&spec, &caps).unwrap_or_default();
             assert!(found.contains(why), "{found:?}, not {why}");
             assert!(MlaDecodeCoop::variants(&spec, &caps).is_empty());
         };
         refused(spec(16), Caps::portable(), "no matrix units");
-        refused(spec(16), Caps { cooperative: vec![matrices().cooperative[0].clone()], ..matrices() }, "f16 to f32");
-        refused(spec(16), Caps { subgroups: Some((32, 64)), ..matrices() }, "subgroups");
-        refused(spec(16), Caps { workgroup_bytes: 32 << 10, ..matrices() }, "workgroup memory");
-        refused(Spec { format: RecordFormat::F32, ..spec(16) }, matrices(), "F32");
-        refused(Spec { latent: 1024, ..spec(16) }, matrices(), "latent of 1024");
-        refused(Spec { rope: 128, ..spec(16) }, matrices(), "640 values");
+        refused(spec(16), Caps { cooperative: vec![Caps::matrices().cooperative[0].clone()], ..Caps::matrices() }, "f16 to f32");
+        refused(spec(16), Caps { subgroups: Some((32, 64)), ..Caps::matrices() }, "subgroups");
+        refused(spec(16), Caps { workgroup_bytes: 32 << 10, ..Caps::matrices() }, "workgroup memory");
+        refused(Spec { format: RecordFormat::F32, ..spec(16) }, Caps::matrices(), "F32");
+        refused(Spec { latent: 1024, ..spec(16) }, Caps::matrices(), "latent of 1024");
+        refused(Spec { rope: 128, ..spec(16) }, Caps::matrices(), "640 values");
     }
 
     #[test]
     fn few_rows_run_in_blocks_of_16_and_many_in_blocks_of_64() {
         for (rows, expected) in [(1, 16), (16, 16), (17, 64), (64, 64), (128, 64), (80, 64)] {
-            let choice = MlaDecodeCoop::tuning(&spec(rows), &matrices());
+            let choice = MlaDecodeCoop::tuning(&spec(rows), &Caps::matrices());
             assert_eq!(choice.variant.tuning.rows(), expected, "{rows} rows: {}", choice.why);
         }
     }

@@ -2,8 +2,10 @@
 
 use super::inputs::{Inputs, strided, words};
 use super::linear::{Activations, Norm};
+use super::linear_case::packed;
 use super::moe::{Experts, Step};
 use super::moe_sort::{self, Tile, draw_routes};
+use super::pack_rows::Packed;
 use super::weights::{BLOCK, WeightChunk, WeightFormat, Weights, pack};
 use super::{Case, Check, Data, Job, Kernel, Tensor, Tensors, Tolerance};
 use crate::gpu::{Recording, View};
@@ -31,6 +33,8 @@ pub struct Shape {
     pub tile: Option<u32>,
     /// What goes up passes a norm first.
     pub norm: bool,
+    /// The activations are there as f16, too.
+    pub packed: bool,
 }
 
 /// What a case's kernel is given.
@@ -61,6 +65,10 @@ impl Given<'_> {
     pub fn tiles(&self) -> View {
         self.tensors.get("tiles")
     }
+
+    pub fn packed(&self) -> Packed {
+        Packed { values: self.tensors.get("packed"), scales: self.tensors.get("scales") }
+    }
 }
 
 /// The names of a case's chunks.
@@ -86,6 +94,7 @@ impl Shape {
             accumulate: false,
             tile: None,
             norm: false,
+            packed: false,
         }
     }
 
@@ -119,6 +128,11 @@ impl Shape {
         Shape { tile: Some(tile), ..self }
     }
 
+    /// With packed activations, and f16 weights.
+    pub fn packed(self) -> Shape {
+        Shape { packed: true, format: WeightFormat::F16, ..self }
+    }
+
     fn outputs(&self) -> usize {
         self.rows / self.step.epilogue().rows()
     }
@@ -132,7 +146,8 @@ impl Shape {
         spec: K::Spec,
         record: impl Fn(&K, &mut Recording, &Given) + Send + Sync + Copy + 'static,
     ) -> Case<K> {
-        let Shape { rows, columns, tokens, top_k, experts, all, format, step, chunk, accumulate, tile, norm } = self;
+        let Shape { rows, columns, tokens, top_k, experts, all, format, step, chunk, accumulate, tile, norm, .. } =
+            self;
         let added = accumulate && step == Step::Down && tile.is_none();
         let then = if added {
             ", added"
@@ -153,7 +168,7 @@ impl Shape {
         Case::new(name, spec, flops, move || self.job(record)).moving(moved as f64)
     }
 
-    fn job<K>(self, record: impl Fn(&K, &mut Recording, &Given) + Send + Sync + Copy + 'static) -> Job<K> {
+    pub(super) fn job<K>(self, record: impl Fn(&K, &mut Recording, &Given) + Send + Sync + Copy + 'static) -> Job<K> {
         let Shape { rows, columns, tokens, top_k, experts, all, format, step, accumulate, tile, .. } = self;
         let (pairs, outputs) = (self.pair_count(), self.outputs());
         let mut inputs = Inputs::seed((rows * 31 + columns * 7 + tokens) as u64);
@@ -181,6 +196,7 @@ impl Shape {
         let check = Check { stride: y_stride, first: 0, columns: outputs, tolerance: Tolerance::f32(terms) };
         let norm = Inputs::seed(5).normals(columns, 0.5).iter().map(|w| 1.0 + w).collect();
         let input = strided(&inputs.normals(tokens * outputs, 1.0), outputs, y_stride);
+        let packed = self.packed.then(|| packed(&x, x_stride, columns));
         let mut tensors = vec![
             Tensor::input("routes", words(&routes)),
             Tensor::input("x", Data::F32(x)),
@@ -188,6 +204,7 @@ impl Shape {
             Tensor::input("norm", Data::F32(norm)),
             Tensor::output("y", Data::F32(y), check),
         ];
+        tensors.extend(packed.into_iter().flatten());
         if let Some(tile) = tile {
             tensors.extend(sorted(&routes.iter().map(|r| r.expert).collect::<Vec<_>>(), experts, tile));
         }

@@ -4,13 +4,15 @@
 
 use std::sync::Arc;
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::linear::Activations;
 use super::moe::{Experts, Matrices, Step, check};
 use super::moe_case::Shape;
 use super::moe_sort::{self, Tile};
-use super::weights::WeightFormat;
+use super::pack_rows::Packed;
+use super::weights::{BLOCK, WeightFormat};
 use super::{Case, Choice, Field, Kernel, Set, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View, grid_1d};
 use crate::{reference, wgsl};
@@ -142,14 +144,50 @@ impl MoeGemm {
         y: &Activations,
         (tokens, top_k): (u32, u32),
     ) {
-        let spec = self.spec;
+        let Spec { format, step, tile } = self.spec;
+        let method = Method { shader: &self.shader, format, step, tile, rows: TILE_ROWS, packed: None };
+        method.record(recording, experts, (order, tiles), x, y, (tokens, top_k));
+    }
+}
+
+/// A packed row as a kernel sees it.
+pub(super) type Unpack = fn(&[f16], f32) -> Vec<f32>;
+
+/// A kernel's part in recording the products.
+pub(super) struct Method<'a> {
+    pub shader: &'a Arc<Shader>,
+    pub format: WeightFormat,
+    pub step: Step,
+    /// Pairs and rows of a tile.
+    pub tile: u32,
+    pub rows: u32,
+    /// x as f16, for matrix units, and the twin's view of a row of it.
+    pub packed: Option<(&'a Packed, Unpack)>,
+}
+
+impl Method<'_> {
+    /// A dispatch for each chunk.
+    ///
+    /// # Panics
+    /// As [`MoeGemm::record`].
+    pub fn record(
+        &self,
+        recording: &mut Recording,
+        experts: Experts,
+        (order, tiles): (View, View),
+        x: &Activations,
+        y: &Activations,
+        (tokens, top_k): (u32, u32),
+    ) {
+        let Method { shader, format, step, tile, rows, packed } = *self;
+        let kernel = shader.kernel;
         let pairs = tokens * top_k;
-        let share = if spec.step == Step::Up { top_k } else { 1 };
+        let share = if step == Step::Up { top_k } else { 1 };
         check("x", x, pairs / share, experts.weights.columns as u32);
-        check("y", y, pairs, experts.rows() / spec.step.epilogue().rows() as u32);
-        let most = moe_sort::Spec { experts: experts.count, tile: spec.tile }.tiles(pairs);
-        assert!(most <= 65_535, "moe_gemm: {most} tiles of {pairs} pairs; take fewer tokens at a time");
-        for chunk in experts.chunks(Self::NAME, spec.format, spec.step) {
+        check("y", y, pairs, experts.rows() / step.epilogue().rows() as u32);
+        let most = moe_sort::Spec { experts: experts.count, tile }.tiles(pairs);
+        assert!(most <= 65_535, "{kernel}: {most} tiles of {pairs} pairs; take fewer tokens at a time");
+        for chunk in experts.chunks(kernel, format, step) {
             let params = Params {
                 rows: experts.rows(),
                 columns: experts.weights.columns as u32,
@@ -160,34 +198,44 @@ impl MoeGemm {
                 x_stride: x.stride,
                 y_stride: y.stride,
             };
-            let bindings = vec![
+            let mut bindings = vec![
                 ("order", order.clone()),
                 ("tiles", tiles.clone()),
                 ("weights", chunk.view),
-                ("x", x.view.clone()),
+                ("x", packed.map_or(&x.view, |(packed, _)| &packed.values).clone()),
                 ("y", y.view.clone()),
             ];
-            let grid = match grid_1d(params.rows.div_ceil(TILE_ROWS)) {
+            bindings.extend(packed.map(|(packed, _)| ("scales", packed.scales.clone())));
+            let grid = match grid_1d(params.rows.div_ceil(rows)) {
                 Grid::Direct([x, y, _]) => Grid::Direct([most, x, y]),
                 indirect => indirect,
             };
-            let twin = move |host: &Host| twin(spec, params, host);
-            recording.call(&self.shader, bindings, bytemuck::bytes_of(&params), grid, twin);
+            let unpack = packed.map(|(_, unpack)| unpack);
+            let twin = move |host: &Host| twin((format, step, unpack), params, host);
+            recording.call(shader, bindings, bytemuck::bytes_of(&params), grid, twin);
         }
     }
 }
 
-fn twin(spec: Spec, params: Params, host: &Host) {
-    let Params { rows, columns, first_expert, chunk_experts, .. } = params;
-    let matrices = Matrices::of(host, spec.format, rows, columns);
-    let (order, tiles, x) = (host.get::<u32>("order"), host.get::<Tile>("tiles"), host.get::<f32>("x"));
+fn twin((format, step, unpack): (WeightFormat, Step, Option<Unpack>), params: Params, host: &Host) {
+    let Params { rows, columns, blocks, first_expert, chunk_experts, .. } = params;
+    let matrices = Matrices::of(host, format, rows, columns);
+    let (order, tiles) = (host.get::<u32>("order"), host.get::<Tile>("tiles"));
+    let row_of = |row: u32| match unpack {
+        Some(unpack) => {
+            let from = (row * blocks) as usize * BLOCK;
+            let values = &host.get::<f16>("x")[from..from + columns as usize];
+            unpack(values, host.get::<f32>("scales")[row as usize])
+        }
+        None => host.get::<f32>("x")[(row * params.x_stride) as usize..][..columns as usize].to_vec(),
+    };
     let here = |tile: &&Tile| tile.count > 0 && (first_expert..first_expert + chunk_experts).contains(&tile.expert);
     let one = |tile: &Tile| {
         let pairs = &order[tile.first as usize..][..tile.count as usize];
-        let row = |pair: &u32| &x[(pair / params.share * params.x_stride) as usize..][..columns as usize];
-        let tokens: Vec<&[f32]> = pairs.iter().map(row).collect();
+        let rows: Vec<Vec<f32>> = pairs.iter().map(|pair| row_of(pair / params.share)).collect();
+        let tokens: Vec<&[f32]> = rows.iter().map(|row| &row[..]).collect();
         let products = reference::moe_gemm::products(&matrices.expert(tile.expert - first_expert), &tokens);
-        let output = |products: &Vec<f64>| match spec.step {
+        let output = |products: &Vec<f64>| match step {
             Step::Up => reference::moe_gemm::joined(products),
             Step::Down => products.clone(),
         };

@@ -2,21 +2,24 @@
 //! kernels, in which order, with which scratch memory.
 //!
 //! Few tokens: `moe_route`, `moe_gemv` up, `moe_gemv` down. Many: `moe_route`, `moe_sort`, `moe_gemm` up,
-//! `moe_gemm` down, `moe_combine`. The router's logits come from a product in f32 before. The shared experts
+//! `moe_gemm` down, `moe_combine`; on matrix units `moe_gemm_coop` behind `pack_rows`. The router's logits come from a product in f32 before. The shared experts
 //! are a dense layer besides, whose result the sum can be added to; those that stand behind the routed ones
 //! are for one token two experts more, which saves their dispatches.
 
 use std::fmt;
 
 use super::Kernel;
-use super::linear::{Activations, Norm};
+use super::gemm_coop::{FRAGMENTS, tile_tokens};
+use super::linear::{self, Activations, Norm};
 use super::moe::{Experts, Step};
 use super::moe_combine::{self, MoeCombine};
 use super::moe_gemm::{self, MoeGemm, TILES};
+use super::moe_gemm_coop::{self, MoeGemmCoop};
 use super::moe_gemv::{self, MoeGemv};
 use super::moe_route::{self, MoeRoute, Route};
 use super::moe_sort::{self, MoeSort, Tile};
-use super::weights::WeightFormat;
+use super::pack_rows::{self, PackRows, Packed};
+use super::weights::{BLOCK, WeightFormat};
 use crate::gpu::{Caps, Recording, View};
 
 /// What the model fixes.
@@ -43,6 +46,13 @@ pub struct Spec {
     /// The sum is added to what `y` holds, else written. Where shared experts follow the others, the sum for
     /// more than one token is added to theirs in any case.
     pub accumulate: bool,
+}
+
+impl Spec {
+    /// Bytes of the packed rows of so many tokens, or of their pairs' inner rows.
+    pub fn packed_bytes(&self, tokens: u32) -> u64 {
+        linear::packed_bytes(tokens, self.hidden).max(linear::packed_bytes(tokens * self.route.top_k, self.width))
+    }
 }
 
 /// What a call reads and writes.
@@ -80,6 +90,10 @@ pub struct Scratch<T> {
     pub inner: T,
     /// `[pairs, hidden]` f32, rows rounded up to 4.
     pub outputs: T,
+    /// `[tokens, hidden]` or `[pairs, width]` f16, rows of whole blocks: what goes to matrix units.
+    pub packed: T,
+    /// `[pairs]` f32, of the packed rows.
+    pub scales: T,
 }
 
 impl<T> Scratch<T> {
@@ -94,6 +108,8 @@ impl<T> Scratch<T> {
             tiles: of(&self.tiles, "moe tiles")?,
             inner: of(&self.inner, "moe inner")?,
             outputs: of(&self.outputs, "moe outputs")?,
+            packed: of(&self.packed, "moe packed rows")?,
+            scales: of(&self.scales, "moe scales")?,
         })
     }
 }
@@ -136,6 +152,8 @@ pub struct MoeLayer {
     one: Few,
     few: Few,
     tiled: [Tiled; 2],
+    /// On matrix units.
+    matrices: Option<Matrices>,
     combine: MoeCombine,
 }
 
@@ -151,12 +169,23 @@ struct Tiled {
     gemm: [MoeGemm; 2],
 }
 
+struct Matrices {
+    pack: PackRows,
+    /// By the fragments of a tile.
+    tiled: [(MoeSort, [MoeGemmCoop; 2]); 3],
+}
+
+/// From so many pairs for each expert on, matrix units: a tile reads an expert's matrices once.
+const MATRICES_FROM: f32 = 2.0;
+/// From so many on, tiles of 64 pairs instead of 32, and of 128.
+const MATRICES_WIDE: [f32; 2] = [24.0, 96.0];
+
 impl MoeLayer {
-    /// For a device.
+    /// For a device; `matrices` says that `moe_gemm_coop` works there.
     ///
     /// # Panics
     /// When the route has fewer experts than there are with weights, or as the kernels.
-    pub fn new(spec: &Spec, caps: &Caps) -> MoeLayer {
+    pub fn new(spec: &Spec, caps: &Caps, matrices: bool) -> MoeLayer {
         let Spec { experts, shared, route: moe_route::Spec { top_k, .. }, .. } = *spec;
         assert!(experts <= spec.route.experts, "a MoE layer routes to all its experts: {spec:?}");
         assert!(
@@ -164,8 +193,10 @@ impl MoeLayer {
             "shared experts are numbered behind all others: {spec:?}"
         );
         let steps = [(Step::Up, spec.gate_up), (Step::Down, spec.down)];
+        // The products run over as many tiles as all experts of the matrices may need: the sort writes so many.
+        let listed = experts + shared;
         let tiled = |tile| Tiled {
-            sort: MoeSort::chosen(&moe_sort::Spec { experts, tile }, caps),
+            sort: MoeSort::chosen(&moe_sort::Spec { experts: listed, tile }, caps),
             gemm: steps.map(|(step, format)| MoeGemm::chosen(&moe_gemm::Spec { format, step, tile }, caps)),
         };
         let few = |shared: u32| {
@@ -175,6 +206,14 @@ impl MoeLayer {
                 .map(|spec| MoeGemv::chosen(&spec, caps));
             Few { route: MoeRoute::chosen(&route, caps), up, normed_up, down }
         };
+        let on_matrices = |fragments| {
+            let sort = moe_sort::Spec { experts: listed, tile: tile_tokens(fragments) };
+            let gemm = [Step::Up, Step::Down].map(|step| moe_gemm_coop::Spec { step, fragments });
+            (MoeSort::chosen(&sort, caps), gemm.map(|spec| MoeGemmCoop::chosen(&spec, caps)))
+        };
+        let f16 = [spec.gate_up, spec.down] == [WeightFormat::F16; 2];
+        let matrices = (matrices && f16)
+            .then(|| Matrices { pack: PackRows::chosen(&pack_rows::Spec, caps), tiled: FRAGMENTS.map(on_matrices) });
         let accumulate = spec.accumulate || shared > 0;
         MoeLayer {
             spec: *spec,
@@ -183,6 +222,7 @@ impl MoeLayer {
             one: few(shared),
             few: few(0),
             tiled: TILES.map(tiled),
+            matrices,
             combine: MoeCombine::chosen(&moe_combine::Spec { experts, top_k, accumulate }, caps),
         }
     }
@@ -197,7 +237,8 @@ impl MoeLayer {
     pub fn scratch(&self, tokens: u32) -> Scratch<u64> {
         let pairs = tokens.min(self.turn()) * self.spec.route.top_k;
         let pairs = u64::from(pairs.max(self.spec.route.top_k + self.spec.shared));
-        let tiles = |tile| moe_sort::Spec { experts: self.spec.experts, tile }.tiles(pairs as u32);
+        let listed = self.spec.experts + self.spec.shared;
+        let tiles = |tile| moe_sort::Spec { experts: listed, tile }.tiles(pairs as u32);
         let [inner, outputs] = [self.spec.width, self.spec.hidden].map(|n| u64::from(n.next_multiple_of(4)));
         Scratch {
             routes: pairs * size_of::<Route>() as u64,
@@ -205,6 +246,8 @@ impl MoeLayer {
             tiles: u64::from(TILES.map(tiles)[0].max(TILES.map(tiles)[1])) * size_of::<Tile>() as u64,
             inner: 4 * pairs * inner,
             outputs: 4 * pairs * outputs,
+            packed: self.matrices.as_ref().map_or(16, |_| self.spec.packed_bytes(tokens.min(self.turn()))),
+            scales: 4 * pairs,
         }
     }
 
@@ -263,7 +306,8 @@ impl MoeLayer {
             let plain = args.tokens == 1 && experts == self.spec.route.experts;
             assert!(plain, "a MoE layer takes a norm for one token and experts with weights: {:?}", self.spec);
         }
-        if each < self.crossover.gemm_from || args.tokens == 1 {
+        let matrices = self.matrices.as_ref().filter(|_| each >= MATRICES_FROM);
+        if args.tokens == 1 || (matrices.is_none() && each < self.crossover.gemm_from) {
             let up = if args.norm.is_some() { normed_up } else { up };
             up.record_up(recording, args.gate_up, scratch.routes.clone(), (x, args.norm), &inner, tokens);
             let identity = (experts < self.spec.route.experts).then_some(x);
@@ -271,20 +315,114 @@ impl MoeLayer {
             down.record_down(recording, args.down, scratch.routes.clone(), &inner, identity, y, tokens, accumulate);
             return;
         }
-        let Tiled { sort, gemm: [up, down] } = &self.tiled[usize::from(each >= self.crossover.wide_from)];
         let (order, tiles) = (scratch.order.clone(), scratch.tiles.clone());
         let outputs = Activations::rows(scratch.outputs.clone(), hidden);
+        if let Some(Matrices { pack, tiled }) = matrices {
+            let (sort, [up, down]) = &tiled[MATRICES_WIDE.iter().filter(|from| each >= **from).count()];
+            let packed = Packed { values: scratch.packed.clone(), scales: scratch.scales.clone() };
+            let put = |recording: &mut Recording, rows: u32, length: u32, x: &Activations| {
+                let blocks = length.div_ceil(BLOCK as u32);
+                let params = pack_rows::Params { rows, length, blocks, x_stride: x.stride, x_offset: x.offset };
+                pack.record(recording, params, x.view.clone(), &packed);
+            };
+            let sorted = (order.clone(), tiles.clone());
+            sort.record(recording, pairs, scratch.routes.clone(), order, tiles);
+            put(recording, tokens, hidden, x);
+            up.record(recording, args.gate_up, sorted.clone(), (x, &packed), &inner, (tokens, top_k));
+            put(recording, pairs, width, &inner);
+            down.record(recording, args.down, sorted, (&inner, &packed), &outputs, (tokens, top_k));
+            self.combine(recording, [x, &outputs, y], scratch, tokens);
+            return;
+        }
+        let Tiled { sort, gemm: [up, down] } = &self.tiled[usize::from(each >= self.crossover.wide_from)];
         sort.record(recording, pairs, scratch.routes.clone(), order.clone(), tiles.clone());
         up.record(recording, args.gate_up, order.clone(), tiles.clone(), x, &inner, (tokens, top_k));
         down.record(recording, args.down, order, tiles, &inner, &outputs, (tokens, top_k));
+        self.combine(recording, [x, &outputs, y], scratch, tokens);
+    }
+
+    /// The sum of each token's rows.
+    fn combine(&self, recording: &mut Recording, rows: [&Activations; 3], scratch: &Scratch<View>, tokens: u32) {
+        let [x, outputs, y] = rows;
         let params = moe_combine::Params {
             tokens,
-            length: hidden,
+            length: self.spec.hidden,
             x_stride: x.stride,
             outputs_stride: outputs.stride,
             y_stride: y.stride,
         };
-        let (routes, outputs) = (scratch.routes.clone(), outputs.view);
+        let (routes, outputs) = (scratch.routes.clone(), outputs.view.clone());
         self.combine.record(recording, params, routes, outputs, x.view.clone(), y.view.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Device, Grid};
+    use crate::kernels::moe_route::Scoring;
+    use crate::kernels::weights::Weights;
+
+    #[test]
+    fn the_sort_writes_every_tile_that_the_products_read_with_shared_experts_behind_the_others() {
+        let route = moe_route::Spec {
+            experts: 5,
+            top_k: 2,
+            scoring: Scoring::Softmax,
+            bias: false,
+            groups: None,
+            renormalise: false,
+            shared: 0,
+        };
+        let format = WeightFormat::F16;
+        let spec = Spec {
+            route,
+            scale: 1.0,
+            experts: 5,
+            shared: 2,
+            shared_scale: 1.0,
+            hidden: 32,
+            width: 32,
+            gate_up: format,
+            down: format,
+            accumulate: true,
+        };
+        let caps = Caps::matrices();
+        let device = Device::cpu_as(caps.clone());
+        for (tokens, matrices) in [(40, false), (400, false), (20, true), (80, true), (400, true)] {
+            let layer = MoeLayer::new(&spec, &caps, matrices);
+            let scratch =
+                layer.scratch(tokens).map(|bytes, label| device.alloc(*bytes, label).map(|b| b.view())).unwrap();
+            let rows = |length: u32, count: u32| {
+                Activations::rows(device.alloc(4 * u64::from(length * count), "rows").unwrap().view(), length)
+            };
+            let weights = |rows: usize| {
+                let bytes = vec![0; rows * format.row_bytes(32)];
+                Weights::upload(&device, &bytes, (rows, 32), format, 2, "w").unwrap()
+            };
+            let (gate_up, down) = (weights(7 * 64), weights(7 * 32));
+            let mut recording = Recording::new();
+            layer.record(
+                &mut recording,
+                &Args {
+                    logits: &rows(8, tokens),
+                    bias: None,
+                    x: &rows(32, tokens),
+                    norm: None,
+                    y: &rows(32, tokens),
+                    gate_up: Experts { weights: &gate_up, count: 7 },
+                    down: Experts { weights: &down, count: 7 },
+                    scratch: &scratch,
+                    tokens,
+                },
+            );
+            let calls = recording.calls();
+            let sort = calls.iter().find(|call| call.shader.kernel == "moe_sort").expect("many tokens are sorted");
+            let written = bytemuck::pod_read_unaligned::<moe_sort::Params>(&sort.params).tiles;
+            let products = calls.iter().filter(|call| call.shader.kernel.starts_with("moe_gemm"));
+            let read: Vec<u32> =
+                products.map(|call| if let Grid::Direct([x, ..]) = call.grid { x } else { 0 }).collect();
+            assert_eq!(read, [written; 2], "{tokens} tokens");
+        }
     }
 }

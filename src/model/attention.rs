@@ -44,8 +44,9 @@ pub(super) struct Attention {
 struct ByFormat {
     absorb: MlaAbsorb,
     combine: MlaCombine,
-    /// Partials, and values where every sequence has one split.
-    fused: [MlaDecodeFused; 2],
+    /// Partials, and values where every sequence has one split; for fused steps alone, since not every device has
+    /// the workgroup memory.
+    fused: Option<[MlaDecodeFused; 2]>,
 }
 
 impl Attention {
@@ -68,7 +69,7 @@ impl Attention {
             let kernels = ByFormat {
                 absorb: MlaAbsorb::chosen(&absorb, caps),
                 combine: MlaCombine::chosen(&combine, caps),
-                fused: [false, true].map(fused),
+                fused: (limits.decode == Decode::Fused).then(|| [false, true].map(fused)),
             };
             (format, kernels)
         };
@@ -216,7 +217,8 @@ impl Attention {
                 beta,
                 length,
             };
-            kernels.fused[usize::from(single)].record(recording, &args);
+            let fused = kernels.fused.as_ref().expect("made where nothing absorbs");
+            fused[usize::from(single)].record(recording, &args);
             if single {
                 return;
             }

@@ -181,6 +181,16 @@ impl Moe {
     }
 }
 
+impl Mlp {
+    /// Inner activations of a token: of a mixture those of its shared experts.
+    pub fn width(&self) -> u32 {
+        match self {
+            Mlp::Dense { width } => *width,
+            Mlp::Moe(moe) => moe.shared_width,
+        }
+    }
+}
+
 impl Config {
     /// Reads `config.json` of a checkpoint's folder.
     ///
@@ -205,6 +215,14 @@ impl Config {
             found: format!("a fault: {fault}"),
         })?;
         read::config(&Fields::new(file, "", &value)?)
+    }
+
+    /// The most activations of a token that a product takes, experts' own aside.
+    pub fn most_columns(&self) -> u32 {
+        let inner = self.layers.iter().flat_map(|layer| layer.mlps.iter().map(Mlp::width));
+        let shortcut = self.layers.iter().filter_map(|layer| layer.shortcut.as_ref()).map(|moe| moe.shared_width);
+        let attention = [self.hidden, self.mla.heads * self.mla.value, self.mla.q_rank.unwrap_or(0)];
+        attention.into_iter().chain(inner).chain(shortcut).max().unwrap_or(0)
     }
 
     /// Latents that a token leaves: one for each attention.

@@ -152,7 +152,7 @@ impl Forward {
             pick: Embed::chosen(&embed::Spec { format: WeightFormat::F32 }, caps),
             norm: RmsNorm::chosen(&rms_norm::Spec, caps),
             add: Add::chosen(&add::Spec, caps),
-            linear: Linear::new(device.caps()),
+            linear: Linear::on(device, limits.tokens, config.most_columns())?,
             attention: Attention::new(device, model, limits)?,
             mlp: MlpKernels::new(device, model, limits)?,
             hidden: hidden("hidden states")?,

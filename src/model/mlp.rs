@@ -9,6 +9,7 @@ use crate::kernels::Kernel;
 use crate::kernels::add::{self, Add};
 use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
 use crate::kernels::moe::Experts;
+use crate::kernels::moe_gemm_coop::MoeGemmCoop;
 use crate::kernels::moe_layer::{self, MoeLayer, Scratch};
 use crate::kernels::rms_norm::{self, RmsNorm};
 
@@ -88,7 +89,8 @@ impl MlpKernels {
                 specs.push(spec);
             }
         }
-        let layers: Vec<MoeLayer> = specs.iter().map(|spec| MoeLayer::new(spec, caps)).collect();
+        let matrices = !specs.is_empty() && limits.tokens > 1 && MoeGemmCoop::works(device)?;
+        let layers: Vec<MoeLayer> = specs.iter().map(|spec| MoeLayer::new(spec, caps, matrices)).collect();
         // All layers share the scratch of the one that needs most.
         let most = layers.iter().map(|layer| layer.scratch(limits.tokens)).reduce(|a, b| Scratch {
             routes: a.routes.max(b.routes),
@@ -96,12 +98,11 @@ impl MlpKernels {
             tiles: a.tiles.max(b.tiles),
             inner: a.inner.max(b.inner),
             outputs: a.outputs.max(b.outputs),
+            packed: a.packed.max(b.packed),
+            scales: a.scales.max(b.scales),
         });
         let scratch = most.map(|most| most.map(|bytes, label| Ok(device.alloc(*bytes, label)?.view())));
-        let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(|mlp| match mlp {
-            Mlp::Dense { width } => *width,
-            Mlp::Moe(moe) => moe.shared_width,
-        });
+        let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(Mlp::width);
         let shortcut = mixtures.iter().map(|(moe, ..)| moe.shared_width);
         let inner = dense.chain(shortcut).max().unwrap_or(0).max(1);
         let of = |length, label| rows(device, limits.tokens, length, label);

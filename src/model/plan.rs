@@ -8,14 +8,18 @@ use super::tensors::{Expected, MlpTensors, MoeTensors, QueryTensors, Tensors};
 use crate::gpu::Caps;
 use crate::kernels::plan::{MOST_ROWS, workgroups};
 use crate::kernels::weights::WeightFormat;
+use crate::kernels::{gemm_coop, linear};
 use crate::num::record::RecordFormat;
 use crate::weights::{Checkpoint, Dtype};
 use crate::{Error, Result};
 
 /// Tokens of a page of the latent cache.
 pub const PAGE: u64 = 64;
-/// Tokens of a prompt that one step takes, as the engine does by default.
-pub const STEP: u64 = 256;
+
+/// Tokens of a prompt that one step takes, as the engine does by default: matrix units want tiles that are full.
+pub fn step_tokens(matrices: bool) -> u32 {
+    if matrices { 1024 } else { 256 }
+}
 
 /// What of the tokens before an attention keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,11 +194,14 @@ fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
     }
 }
 
-/// About how many bytes an engine computes with: the f32 activations between the kernels for [`STEP`] tokens,
-/// the parts that split contexts are merged from, the keys and values of a piece of a prompt, the logits, and the
-/// pages that sequences hold for a moment when they stop sharing one. `token` are the bytes of the cache a token,
-/// `context` the tokens of each of the `sequences`; without a device it is counted for the largest.
+/// About how many bytes an engine computes with: the f32 activations between the kernels for [`step_tokens`], some of
+/// them as f16 for matrix units, the parts that split contexts are merged from, the keys and values of a piece of a
+/// prompt, the logits, and the pages that sequences hold for a moment when they stop sharing one. `token` are the
+/// bytes of the cache a token, `context` the tokens of each of the `sequences`; without a device it is counted for
+/// the largest.
 pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context, sequences): (u64, u64)) -> u64 {
+    let matrices = caps.is_none_or(|caps| gemm_coop::refusal(caps).is_none());
+    let tokens = u64::from(step_tokens(matrices)).max(sequences).min(context.saturating_mul(sequences)) as u32;
     let Mla { heads, latent, nope, rope, value, .. } = config.mla;
     let [heads, latent, nope, rope, value] = [heads, latent, nope, rope, value].map(u64::from);
     let (hidden, vocab) = (u64::from(config.hidden), u64::from(config.vocab));
@@ -205,21 +212,25 @@ pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context,
     } + latent
         + rope;
     let attention = projections + heads * (latent + rope + 8) + 2 * heads * (latent + 4) + heads * value + heads;
-    let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(|mlp| match mlp {
-        Mlp::Dense { width } => u64::from(*width),
-        Mlp::Moe(moe) => u64::from(moe.shared_width),
-    });
+    let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(|mlp| u64::from(mlp.width()));
     let experts = moes(config).map(|moe| {
         let each = u64::from(moe.width) + hidden + 4;
         u64::from(moe.top_k) * each + u64::from(moe.experts + moe.identity) + hidden
     });
     let row = 5 * hidden + attention + dense.max().unwrap_or(0) + experts.max().unwrap_or(0);
-    let logits = STEP.min(LOGITS_BYTES / (4 * vocab)).max(sequences);
+    let logits = u64::from(tokens).min(LOGITS_BYTES / (4 * vocab)).max(sequences);
     let workgroups = caps.map_or(264, workgroups);
     let partials = u64::from(workgroups * MOST_ROWS) * (latent + 4);
     let pages = token * PAGE * (sequences + 1);
     let piece = piece_bytes(&config.mla, context.saturating_mul(sequences));
-    4 * (STEP.max(sequences) * row + partials + logits * vocab) + piece + pages
+    let pairs = |moe: &Moe| {
+        linear::packed_bytes(tokens * moe.top_k, moe.width).max(linear::packed_bytes(tokens, config.hidden))
+    };
+    let packed = match matrices {
+        false => 0,
+        true => linear::packed_bytes(tokens, config.most_columns()) + moes(config).map(pairs).max().unwrap_or(0),
+    };
+    4 * (u64::from(tokens) * row + partials + logits * vocab) + packed + piece + pages
 }
 
 /// The most bytes of a step's logits, where one sequence does not need more.

@@ -1,0 +1,67 @@
+// As gemm, on matrix units: f16 weights and packed activations.
+// Grid: x blocks of TILE_TOKENS tokens, y and z blocks of TILE_ROWS rows. Strides and offsets count f32.
+// lib: product_coop (TILE_ROWS, TILE_TOKENS, products), epilogue_* (epilogue).
+// Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
+
+struct Params {
+  rows: u32,      // of the chunk
+  columns: u32,   // of W, any number
+  blocks: u32,    // from one row of W to the next, and from one of x
+  first_row: u32, // of the chunk in W
+  tokens: u32,
+  x_stride: u32,  // of what was packed
+  x_offset: u32,
+  y_stride: u32,
+  y_offset: u32,
+  scale: f32,     // of what is added to y
+  eps: f32,       // of gemv's norm
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+// Neither is written: of what could be, drivers leave loads where they stand, ahead of their use.
+@group(0) @binding(1) var<storage, read_write> weights: array<mat2x4<f16>>; // [rows, 4 blocks]
+@group(0) @binding(2) var<storage, read_write> x: array<mat2x4<f16>>;       // [tokens, 4 blocks]
+@group(0) @binding(3) var<storage, read> scales: array<f32>;                // [tokens], of the packed rows
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;               // [tokens, y_stride]
+
+// Writes the output of a row, or of two that are joined.
+fn put(row: u32, token: u32, first: f32, second: f32) {
+  if (row < params.rows) {
+    var rows: array<f32, EPILOGUE_ROWS>;
+    rows[EPILOGUE_ROWS - 1u] = second;
+    rows[0] = first;
+    let to = token * params.y_stride + params.y_offset + (params.first_row + row) / EPILOGUE_ROWS;
+    y[to] = epilogue(rows, y[to]);
+  }
+}
+
+// Takes the sums of four rows of a token.
+fn finish(row: u32, token: u32, sums: vec4<f32>) {
+  if (token < params.tokens) {
+    let all = sums * scales[token];
+    put(row, token, all.x, all.y);
+    if (EPILOGUE_ROWS == 1u) { put(row + 1u, token, all.y, 0.0); }
+    put(row + 2u, token, all.z, all.w);
+    if (EPILOGUE_ROWS == 1u) { put(row + 3u, token, all.w, 0.0); }
+  }
+}
+
+@compute @workgroup_size(128)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+  @builtin(subgroup_id) subgroup: u32,
+  @builtin(subgroup_invocation_id) rank: u32,
+) {
+  let first = vec2<u32>((group.y + group.z * groups.y) * TILE_ROWS, group.x * TILE_TOKENS);
+  if (first.x >= params.rows) {
+    return;
+  }
+  let apart = vec4<u32>(0u, 32u, 64u, 96u) + vec4<u32>(lane / 4u);
+  let row = min(vec4<u32>(first.x) + apart, vec4<u32>(params.rows - 1u));
+  let token = min(vec4<u32>(first.y) + apart, vec4<u32>(params.tokens - 1u));
+  let w = row * (4u * params.blocks) + lane % 4u;
+  let t = token * (4u * params.blocks) + lane % 4u;
+  products(first, params.blocks, w, t, lane, vec2<u32>(subgroup, rank));
+}

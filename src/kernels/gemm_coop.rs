@@ -1,0 +1,207 @@
+//! `gemm_coop`: `gemm` on matrix units, with f16 weights and packed activations (`pack_rows`), summed in f32.
+//! Drivers have returned wrong tiles: [`GemmCoop::works`] runs a case of each epilogue first.
+
+use std::sync::Arc;
+
+use super::linear::{Epilogue, Method, Params, Product, Reads};
+use super::linear_case::{Shape, outcome};
+use super::weights::WeightFormat;
+use super::{Case, Choice, Field, Job, Kernel, Set, Variant};
+use crate::gpu::{Caps, Device, Recording, Shader, ShaderBuilder, Source};
+use crate::{Error, Result, reference, wgsl};
+
+/// What the model fixes, and the size of a tile. Weights are f16.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// What becomes of the rows.
+    pub epilogue: Epilogue,
+    /// Fragments of 16 tokens that a subgroup takes: one of [`FRAGMENTS`]; any number of tokens runs.
+    pub fragments: u32,
+}
+
+/// How it runs: one way.
+#[derive(Clone, Debug)]
+pub struct Tuning;
+
+/// Fragments that kernels are made for: tiles of 32, 64 and 128 tokens.
+pub const FRAGMENTS: [u32; 3] = [1, 2, 4];
+/// Rows of a tile.
+pub const TILE_ROWS: u32 = 128;
+/// Tiles that keep a large device busy: an H100 has 132 units. Large tiles read less, small ones make more of them.
+const TILES: u32 = 132;
+
+/// The fragments for a product: the largest tiles of which there are enough.
+pub fn fragments(rows: u32, tokens: u32) -> u32 {
+    let enough = |f: &&u32| rows.div_ceil(TILE_ROWS) * tokens.div_ceil(32 * **f) >= TILES;
+    *FRAGMENTS.iter().rev().find(enough).unwrap_or(&FRAGMENTS[0])
+}
+
+/// Tokens of a tile.
+pub fn tile_tokens(fragments: u32) -> u32 {
+    32 * fragments
+}
+
+/// Bytes of workgroup memory: two steps of both operands, and a fragment of each subgroup.
+fn bytes(fragments: u32) -> u32 {
+    2 * 80 * (TILE_ROWS + tile_tokens(fragments)) + 4096
+}
+
+/// Why products do not run on a device's matrix units.
+pub fn refusal(caps: &Caps) -> Option<String> {
+    let fits = |s: &&crate::gpu::CooperativeShape| {
+        (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32"
+    };
+    if caps.cooperative.iter().find(fits).is_none() {
+        Some("no matrix units of 16x16x16, f16 to f32".into())
+    } else if !caps.f16 || caps.subgroups != Some((32, 32)) {
+        Some("no f16, or subgroups of other widths than 32".into())
+    } else if bytes(FRAGMENTS[2]) > caps.workgroup_bytes {
+        Some(format!("{} bytes of workgroup memory", caps.workgroup_bytes))
+    } else {
+        None
+    }
+}
+
+/// Whether a kernel that takes its products from `lib/product_coop` agrees with its twin on a device. Where it does
+/// not, a warning says so: something is wrong with that driver.
+///
+/// # Errors
+/// [`Error::DeviceLost`].
+pub(super) fn works<K: Kernel>(device: &Device, cases: impl Iterator<Item = (K::Spec, Job<K>)>) -> Result<bool> {
+    if refusal(device.caps()).is_some() {
+        return Ok(false);
+    }
+    for (spec, job) in cases {
+        let fault = match outcome(&K::chosen(&spec, device.caps()), &job, device) {
+            Ok(fault) => fault,
+            Err(error @ Error::DeviceLost { .. }) => return Err(error),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(fault) = fault {
+            log::warn!("{}: {} failed its self-test, {fault}; others run", device.caps().label(), K::NAME);
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A shader with the tile of products.
+pub(super) fn products(source: Source, fragments: u32) -> ShaderBuilder {
+    Shader::of(source)
+        .u32("FRAGMENTS", fragments)
+        .module(wgsl!("lib/product_coop"))
+        .f16()
+        .subgroups()
+        .cooperative_matrix()
+        .rolled()
+}
+
+/// The kernel `gemm_coop`.
+pub struct GemmCoop {
+    spec: Spec,
+    shader: Arc<Shader>,
+}
+
+impl Kernel for GemmCoop {
+    const NAME: &'static str = "gemm_coop";
+    const SOURCE: Source = wgsl!("gemm_coop");
+    const PARAMS: &'static [Field] = Params::FIELDS;
+    type Spec = Spec;
+    type Tuning = Tuning;
+
+    fn refusal(_: &Spec, caps: &Caps) -> Option<String> {
+        refusal(caps)
+    }
+
+    fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
+        match Self::refusal(spec, caps) {
+            Some(_) => Vec::new(),
+            None => vec![Variant { name: "matrices", tuning: Tuning }],
+        }
+    }
+
+    fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
+        let variant = Self::variants(spec, caps).pop();
+        let variant = variant.unwrap_or_else(|| panic!("gemm_coop: {:?}", Self::refusal(spec, caps)));
+        let why = format!("tiles of {TILE_ROWS} rows x {} tokens on matrix units", tile_tokens(spec.fragments));
+        Choice { variant, why }
+    }
+
+    fn new(spec: &Spec, _: &Tuning) -> GemmCoop {
+        assert!(FRAGMENTS.contains(&spec.fragments), "gemm_coop: fragments of {FRAGMENTS:?}: {spec:?}");
+        let shader = spec.epilogue.add_to(products(Self::SOURCE, spec.fragments)).build();
+        GemmCoop { spec: spec.clone(), shader }
+    }
+
+    fn shader(&self) -> &Arc<Shader> {
+        &self.shader
+    }
+
+    fn cases(set: Set) -> Vec<Case<GemmCoop>> {
+        let make = |shape: Shape, fragments: u32| {
+            let spec = Spec { epilogue: shape.epilogue, fragments };
+            let record = |kernel: &GemmCoop, recording: &mut Recording, product: &Product| kernel.record(recording, product);
+            let case = shape.packed().case(spec, record);
+            Case { name: format!("{}, tiles of {} tokens", case.name, tile_tokens(fragments)), ..case }
+        };
+        if set == Set::Timed {
+            let sizes = [(10_944, 2048), (2048, 10_944), (3648, 2048), (2048, 2048), (64, 2048), (7168, 18_432)];
+            let tokens = [64, 128, 512, 4096];
+            let each = |(rows, columns): (usize, usize)| {
+                tokens.map(|tokens| make(Shape::new(rows, columns, tokens), fragments(rows as u32, tokens as u32)))
+            };
+            return sizes.into_iter().flat_map(each).collect();
+        }
+        use Epilogue::{Add, Store, Swiglu};
+        let sizes: [(usize, usize, usize, Epilogue, &'static [usize]); 9] = [
+            (2, 1, 9, Store, &[2]),
+            (3, 7, 17, Add, &[1, 2]),
+            (130, 64, 32, Swiglu, &[62, 68]),
+            (257, 130, 65, Store, &[257]),
+            (128, 32, 128, Store, &[128]),
+            (128, 96, 129, Add, &[128]),
+            (300, 1030, 100, Swiglu, &[130, 64, 106]),
+            (40, 4098, 12, Store, &[40]),
+            (12, 50, 300, Swiglu, &[4, 6, 2]),
+        ];
+        let mut cases = Vec::new();
+        for (rows, columns, tokens, epilogue, chunks) in sizes {
+            let shape = Shape { epilogue, chunks: Some(chunks), ..Shape::new(rows, columns, tokens) };
+            cases.extend(FRAGMENTS.map(|fragments| make(shape, fragments)));
+        }
+        let part = Shape { x: (212, 12), y: (96, 20), ..Shape::new(50, 100, 70) };
+        cases.extend([make(part, 1), make(Shape { epilogue: Add, ..part }, 2), make(Shape { epilogue: Swiglu, ..part }, 4)]);
+        if set == Set::Full {
+            cases.extend(FRAGMENTS.map(|fragments| make(Shape::new(2050, 4096, 513), fragments)));
+        }
+        cases
+    }
+}
+
+impl GemmCoop {
+    /// Whether products run on a device's matrix units: a small case of each epilogue and tile agrees with its
+    /// twin.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn works(device: &Device) -> Result<bool> {
+        let record = |kernel: &GemmCoop, recording: &mut Recording, product: &Product| kernel.record(recording, product);
+        let cases = FRAGMENTS.into_iter().zip(Epilogue::ALL).map(|(fragments, epilogue)| {
+            let shape = Shape { epilogue, ..Shape::new(194, 70, 37) }.packed();
+            (Spec { epilogue, fragments }, shape.job(record))
+        });
+        works(device, cases)
+    }
+
+    /// `y = epilogue(W x)`: a dispatch for each chunk of the matrix.
+    ///
+    /// # Panics
+    /// When the matrix is not f16, or the activations are not packed or do not fit it.
+    pub fn record(&self, recording: &mut Recording, product: &Product) {
+        let (format, epilogue) = (WeightFormat::F16, self.spec.epilogue);
+        let block = (TILE_ROWS, tile_tokens(self.spec.fragments));
+        let reads = Reads::Packed(reference::gemm_coop::gemm);
+        let method = Method { shader: &self.shader, format, epilogue, block, reads };
+        method.record(recording, product);
+    }
+}
