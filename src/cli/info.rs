@@ -7,7 +7,7 @@ use crate::Result;
 use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector};
 use crate::kernels::linear::Linear;
 use crate::kernels::mla_decode_coop::MlaDecodeCoop;
-use crate::kernels::{ALL, Kernel, mla_decode, mla_decode_fused, moe_layer, pieces};
+use crate::kernels::{ALL, Kernel, gemm_coop, mla_decode, mla_decode_fused, moe_layer, pieces};
 use crate::num::record::RecordFormat;
 
 const AFTER_HELP: &str = "\
@@ -73,7 +73,7 @@ impl Args {
             version: env!("CARGO_PKG_VERSION"),
             kernels: ALL.iter().map(kernel).collect(),
             steps: vec![
-                ("products", Linear::new(&caps).crossover().to_string()),
+                ("products", products(&caps)),
                 ("experts", moe_layer::Crossover::of(&caps).to_string()),
                 ("prompts", pieces::Crossover::of(&caps, matrices).to_string()),
                 ("decode", mla_decode_fused::CHOICE.to_string()),
@@ -88,6 +88,17 @@ impl Args {
             print(&info.text())?;
         }
         Ok(0)
+    }
+}
+
+/// Which kernels multiply with the weights.
+fn products(caps: &Caps) -> String {
+    let few = Linear::new(caps).crossover().to_string();
+    match gemm_coop::refusal(caps) {
+        Some(why) => format!("{few}; on invocations: {why}"),
+        None => {
+            format!("{few}; there on matrix units (gemm_coop, moe_gemm_coop) for f16 weights, where self-tests pass")
+        }
     }
 }
 

@@ -121,10 +121,11 @@ impl Crossover {
             // H100, DeepSeek-V2-Lite's layers, prompts of 512 tokens: the 4096 tokens before them took 94 ms
             // absorbed (21 TFLOP/s) and 142 ms materialised (11); without them, absorbed took 10 ms more.
             (false, false) => Crossover { attend: 1.9, expand: 1.9, absorb: 5.0, why: "as measured on an H100" },
-            // There mla_decode_coop took a ninth of mla_decode's time for 64 rows.
+            // There, with all products on matrix units but those of mla_prefill, prompts of 1,024 tokens took 111.9
+            // ms absorbed and 97.9 materialised; 7.6 and 18.7 ms more for each 1,024 tokens before them.
             (false, true) => {
-                let why = "as measured on an H100, of which only mla_decode runs on matrix units";
-                Crossover { attend: 17.0, expand: 17.0, absorb: 45.0, why }
+                let why = "as measured on an H100, where only mla_prefill runs on invocations";
+                Crossover { attend: 7.6, expand: 2.0, absorb: 23.0, why }
             }
         }
     }
@@ -223,6 +224,10 @@ mod tests {
             assert!(gpu.materialises(&batch(&[(0, 256)]), &widths));
             assert!(!gpu.materialises(&batch(&[(4096, 256)]), &widths), "measured: 317 ms absorbed, 355 materialised");
         }
+        // Measured, ms: 119.7 absorbed and 112.6 materialised, 126.1 and 132.2.
+        let matrices = Crossover::of(&Caps::matrices(), true);
+        assert!(matrices.materialises(&batch(&[(1024, 1024)]), &widths));
+        assert!(!matrices.materialises(&batch(&[(2048, 1024)]), &widths));
     }
 
     #[test]
