@@ -22,8 +22,9 @@ mod tests {
             let (values, scale) = pack(&[largest, largest / 1024.0, 0.0]);
             let top = values[0].to_f32().abs();
             assert!((16_384.0..=32_768.0).contains(&top), "{largest}: {top}");
-            assert!((values[0].to_f32() * scale / largest - 1.0).abs() < 5e-4, "{largest}: {scale}");
-            assert!((values[1].to_f32() * scale * 1024.0 / largest - 1.0).abs() < 5e-4);
+            let share = |value: f16| value.to_f64() * f64::from(scale) / f64::from(largest);
+            assert!((share(values[0]) - 1.0).abs() < 5e-4, "{largest}: {scale}");
+            assert!((share(values[1]) * 1024.0 - 1.0).abs() < 5e-4);
         }
         assert_eq!(pack(&[0.0, 0.0]).0, [f16::ZERO; 2]);
         assert!(pack(&[1.0, f32::NAN]).1.is_nan() && pack(&[f32::INFINITY]).1.is_nan());
