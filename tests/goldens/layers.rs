@@ -111,7 +111,7 @@ fn an_mla_layer_of_deepseek_v2_lite_is_pytorchs_on_cuda() {
             };
             let model = Model::load(&device, &folder, |_, _| {}).expect("the checkpoint is a model");
             let options =
-                Options { context: 64, step_tokens: 16, page: 16, format, decode, prefill, ..Options::default() };
+                Options { context: 64, step_tokens: Some(16), page: 16, format, decode, prefill, ..Options::default() };
             let mut engine = Engine::new(&device, model, &options).expect("room for a layer");
             let id = engine.create(&Sampler::default()).expect("room for a sequence");
             let hidden = block_on(engine.hidden(id, &ids)).expect("a step");
@@ -248,7 +248,7 @@ fn run(device: &Device, drawn: &Drawn, [gate_up, down]: [&Weights; 2], tokens: u
         down: FORMATS[1],
         accumulate: apart,
     };
-    let layer = MoeLayer::new(&spec, device.caps());
+    let layer = MoeLayer::new(&spec, device.caps(), false);
     let sizes = layer.scratch(tokens as u32);
     let scratch: Scratch<View> = sizes.map(|size, name| device.alloc(*size, name).map(|b| b.view())).expect("room");
     let count = (EXPERTS + SHARED) as u32;
