@@ -28,8 +28,9 @@ extern "C" __global__ void gqa_decode(Params params, Grid grid, const Sequence *
         float score = NOTHING;
         if (token < end) {
           const u16 *own = key(token);
-          score = 0.0f;
-          for (u32 i = 0u; i < D; i++) score += query[i] * f16_value(own[i]);
+          double sum = 0.0; // large scores that one f32 sum in turn would round too often
+          for (u32 i = 0u; i < D; i++) sum += (double)query[i] * f16_value(own[i]);
+          score = (float)sum;
         }
         float most = fmaxf(largest, block_max(score));
         float shrink = exp2f(largest - most), weight = token < end ? exp2f(score - most) : 0.0f;
