@@ -8,7 +8,7 @@ use web_time::Instant;
 
 use super::clock::Clock;
 use super::median;
-use crate::gpu::{Buffer, CooperativeShape, Device, Grid, Recording, Shader, Source, View, grid_1d};
+use crate::gpu::{Buffer, Device, Grid, Recording, Shader, Source, View, grid_1d};
 use crate::{Error, Result, wgsl};
 
 /// The shaders that measure them.
@@ -251,12 +251,11 @@ const FRAGMENTS: u32 = 8;
 /// `None` without matrix units, and, with a warning, where they compute something else.
 async fn matrix_multiplies(device: &Device, clock: &Clock) -> Result<Option<f64>> {
     let caps = device.caps();
-    let fits = |s: &CooperativeShape| (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32";
     let Some((width, _)) = caps.subgroups.filter(|(least, most)| least == most && WORKGROUP.is_multiple_of(*least))
     else {
         return Ok(None);
     };
-    if !caps.f16 || !caps.cooperative.iter().any(fits) {
+    if !caps.f16 || !caps.multiplies_matrices() {
         return Ok(None);
     }
     let (groups, subgroups) = (4096, WORKGROUP / width);

@@ -118,6 +118,12 @@ impl Caps {
         }
     }
 
+    /// Whether there are matrix units of the shape that kernels are written for: 16x16x16, f16 to f32.
+    pub fn multiplies_matrices(&self) -> bool {
+        let fits = |s: &CooperativeShape| (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32";
+        self.cooperative.iter().any(fits)
+    }
+
     /// `name (backend)`, as messages name the adapter.
     pub fn label(&self) -> String {
         format!("{} ({})", self.name, self.backend)

@@ -48,10 +48,7 @@ fn bytes(fragments: u32) -> u32 {
 
 /// Why products do not run on a device's matrix units.
 pub fn refusal(caps: &Caps) -> Option<String> {
-    let fits = |s: &&crate::gpu::CooperativeShape| {
-        (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32"
-    };
-    if caps.cooperative.iter().find(fits).is_none() {
+    if !caps.multiplies_matrices() {
         Some("no matrix units of 16x16x16, f16 to f32".into())
     } else if !caps.f16 || caps.subgroups != Some((32, 32)) {
         Some("no f16, or subgroups of other widths than 32".into())

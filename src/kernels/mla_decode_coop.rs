@@ -73,11 +73,8 @@ impl Kernel for MlaDecodeCoop {
     type Tuning = Tuning;
 
     fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
-        let fits = |s: &&crate::gpu::CooperativeShape| {
-            (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32"
-        };
         let Spec { latent, format, .. } = *spec;
-        let why = if caps.cooperative.iter().find(fits).is_none() {
+        let why = if !caps.multiplies_matrices() {
             "no matrix units of 16x16x16, f16 to f32".to_string()
         } else if !caps.f16 || caps.subgroups != Some((32, 32)) || caps.invocations < 256 {
             "no f16, subgroups of other widths than 32, or fewer than 256 invocations".to_string()
