@@ -1,6 +1,6 @@
 // As gemm, on matrix units: f16 weights and packed activations.
 // Grid: x blocks of TILE_TOKENS tokens, y and z blocks of TILE_ROWS rows. Strides and offsets count f32.
-// lib: product_coop (TILE_ROWS, TILE_TOKENS, products), epilogue_* (epilogue).
+// lib: product_coop (TILE_ROWS, TILE_TOKENS, products, put), epilogue_*.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
 
 struct Params {
@@ -19,34 +19,21 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 // Neither is written: of what could be, drivers leave loads where they stand, ahead of their use.
-@group(0) @binding(1) var<storage, read_write> weights: array<mat2x4<f16>>; // [rows, 4 blocks]
-@group(0) @binding(2) var<storage, read_write> x: array<mat2x4<f16>>;       // [tokens, 4 blocks]
+@group(0) @binding(1) var<storage, read_write> weights: array<vec4<u32>>; // [rows, 4 blocks]
+@group(0) @binding(2) var<storage, read_write> x: array<vec4<u32>>;       // [tokens, 4 blocks]
 @group(0) @binding(3) var<storage, read> scales: array<f32>;                // [tokens], of the packed rows
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;               // [tokens, y_stride]
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;         // [tokens, y_stride / 4]
 
-// Writes the output of a row, or of two that are joined.
-fn put(row: u32, token: u32, first: f32, second: f32) {
-  if (row < params.rows) {
-    var rows: array<f32, EPILOGUE_ROWS>;
-    rows[EPILOGUE_ROWS - 1u] = second;
-    rows[0] = first;
+// Takes the sums of four outputs of a token, from row `row` on.
+fn finish(row: u32, token: u32, first: vec4<f32>, second: vec4<f32>) {
+  if (token < params.tokens && row < params.rows) {
     let to = token * params.y_stride + params.y_offset + (params.first_row + row) / EPILOGUE_ROWS;
-    y[to] = epilogue(rows, y[to]);
+    let scale = scales[token];
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * scale, second * scale);
   }
 }
 
-// Takes the sums of four rows of a token.
-fn finish(row: u32, token: u32, sums: vec4<f32>) {
-  if (token < params.tokens) {
-    let all = sums * scales[token];
-    put(row, token, all.x, all.y);
-    if (EPILOGUE_ROWS == 1u) { put(row + 1u, token, all.y, 0.0); }
-    put(row + 2u, token, all.z, all.w);
-    if (EPILOGUE_ROWS == 1u) { put(row + 3u, token, all.w, 0.0); }
-  }
-}
-
-@compute @workgroup_size(128)
+@compute @workgroup_size(256)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
@@ -58,9 +45,9 @@ fn main(
   if (first.x >= params.rows) {
     return;
   }
-  let apart = vec4<u32>(0u, 32u, 64u, 96u) + vec4<u32>(lane / 4u);
+  let apart = vec4<u32>(0u, 64u, 128u, 192u) + vec4<u32>(row_of(lane));
   let row = min(vec4<u32>(first.x) + apart, vec4<u32>(params.rows - 1u));
-  let token = min(vec4<u32>(first.y) + apart, vec4<u32>(params.tokens - 1u));
+  let token = min(vec2<u32>(first.y) + apart.xy, vec2<u32>(params.tokens - 1u));
   let w = row * (4u * params.blocks) + lane % 4u;
   let t = token * (4u * params.blocks) + lane % 4u;
   products(first, params.blocks, w, t, lane, vec2<u32>(subgroup, rank));

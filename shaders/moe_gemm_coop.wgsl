@@ -1,6 +1,6 @@
 // As moe_gemm, on matrix units: f16 weights and packed activations.
 // Grid: x tiles of pairs, y and z blocks of TILE_ROWS rows. Strides count f32.
-// lib: product_coop (TILE_ROWS, products), epilogue_* (epilogue).
+// lib: product_coop (TILE_ROWS, products, put), epilogue_*.
 // Constants: FRAGMENTS of 16 pairs of a subgroup, 1, 2 or 4: moe_sort's tiles have 32 times as many.
 
 struct Params {
@@ -18,33 +18,21 @@ struct Params {
 @group(0) @binding(1) var<storage, read> order: array<u32>;                 // [pairs]: pairs, expert after expert
 @group(0) @binding(2) var<storage, read> tiles: array<vec4<u32>>;           // expert, first in `order`, count, 0
 // Neither is written: of what could be, drivers leave loads where they stand, ahead of their use.
-@group(0) @binding(3) var<storage, read_write> weights: array<mat2x4<f16>>; // [chunk_experts, rows, 4 blocks]
-@group(0) @binding(4) var<storage, read_write> x: array<mat2x4<f16>>;       // [pairs / share, 4 blocks]
+@group(0) @binding(3) var<storage, read_write> weights: array<vec4<u32>>; // [chunk_experts, rows, 4 blocks]
+@group(0) @binding(4) var<storage, read_write> x: array<vec4<u32>>;       // [pairs / share, 4 blocks]
 @group(0) @binding(5) var<storage, read> scales: array<f32>;                // [pairs / share], of the packed rows
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;               // [pairs, y_stride]
+@group(0) @binding(6) var<storage, read_write> y: array<vec4<f32>>;         // [pairs, y_stride / 4]
 
 // Where the tile starts in `order`, and its pairs.
 var<private> listed: vec2<u32>;
 
-// Writes the output of a row, or of two that are joined.
-fn put(row: u32, pair: u32, first: f32, second: f32) {
-  if (row < params.rows) {
-    var rows: array<f32, EPILOGUE_ROWS>;
-    rows[EPILOGUE_ROWS - 1u] = second;
-    rows[0] = first;
-    y[pair * params.y_stride + row / EPILOGUE_ROWS] = epilogue(rows, 0.0);
-  }
-}
-
-// Takes the sums of four rows of a pair, numbered within its tile.
-fn finish(row: u32, token: u32, sums: vec4<f32>) {
-  if (token < listed.y) {
+// Takes the sums of four outputs of a pair, numbered within its tile, from row `row` on.
+fn finish(row: u32, token: u32, first: vec4<f32>, second: vec4<f32>) {
+  if (token < listed.y && row < params.rows) {
     let pair = order[listed.x + token];
-    let all = sums * scales[pair / params.share];
-    put(row, pair, all.x, all.y);
-    if (EPILOGUE_ROWS == 1u) { put(row + 1u, pair, all.y, 0.0); }
-    put(row + 2u, pair, all.z, all.w);
-    if (EPILOGUE_ROWS == 1u) { put(row + 3u, pair, all.w, 0.0); }
+    let scale = scales[pair / params.share];
+    let to = pair * params.y_stride + row / EPILOGUE_ROWS;
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * scale, second * scale);
   }
 }
 
@@ -53,7 +41,7 @@ fn x_at(token: u32) -> u32 {
   return order[listed.x + min(token, listed.y - 1u)] / params.share * (4u * params.blocks);
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(256)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(num_workgroups) groups: vec3<u32>,
@@ -68,9 +56,9 @@ fn main(
     return;
   }
   listed = tile.yz;
-  let apart = vec4<u32>(0u, 32u, 64u, 96u) + vec4<u32>(lane / 4u);
+  let apart = vec4<u32>(0u, 64u, 128u, 192u) + vec4<u32>(row_of(lane));
   let row = vec4<u32>(expert * params.rows) + min(vec4<u32>(first_row) + apart, vec4<u32>(params.rows - 1u));
   let w = row * (4u * params.blocks) + lane % 4u;
-  let t = vec4<u32>(x_at(apart.x), x_at(apart.y), x_at(apart.z), x_at(apart.w)) + lane % 4u;
+  let t = vec2<u32>(x_at(apart.x), x_at(apart.y)) + lane % 4u;
   products(vec2<u32>(first_row, 0u), params.blocks, w, t, lane, vec2<u32>(subgroup, rank));
 }

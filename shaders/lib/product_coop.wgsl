@@ -1,62 +1,65 @@
 // Products of a tile of rows of f16 weights with a tile of packed activations, on matrix units: fragments of
-// 16 x 16, summed in f32. 4 subgroups of 32: each takes half of the rows and half of the tokens, whose sums stay in
-// registers. A step of 32 columns is multiplied while the next is on its way to the other half of the memory.
+// 16 x 16, summed in f32. 8 subgroups of 32: each takes a quarter of the rows and half of the tokens, whose sums stay
+// in registers. A step of 32 columns is multiplied while the next is on its way from device memory to registers.
 // Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
-// Of the kernel: bindings `weights` and `x`, arrays of mat2x4<f16>; finish(row, token, sums of 4 rows).
+// lib: epilogue_* (EPILOGUE_ROWS, epilogue4).
+// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each, and `y`, of vec4<f32>;
+// finish(row, token, first, second), which takes the sums of four outputs' rows, the first of them `row`.
 
 alias RowFragment = coop_mat16x16<f16, A>;
 alias TokenFragment = coop_mat16x16<f16, B>;
 alias Sums = coop_mat16x16<f32, C>;
 
-const TILE_ROWS = 128u;
+const TILE_ROWS = 256u;
 const TILE_TOKENS = 32u * FRAGMENTS;
-const PITCH = 10u;                       // vec4 of a tile's row: 16 bytes more than a step, for the banks
-const W_STAGE = TILE_ROWS * PITCH;
-const X_STAGE = TILE_TOKENS * PITCH;
+const PITCH = 10u;              // vec4 of a tile's row: 16 bytes more than a step, for the banks
+const LEAVING_PITCH = 9u;         // vec4 of a token's 32 rows that leave, likewise
+const LEAVING = 16u * LEAVING_PITCH; // of a subgroup
 
-var<workgroup> tile_w: array<vec4<f16>, 2u * W_STAGE>;
-var<workgroup> tile_x: array<vec4<f16>, 2u * X_STAGE>;
-var<workgroup> scratch: array<vec4<f32>, 256>; // a fragment of each subgroup
+var<workgroup> tile_w: array<vec4<f16>, TILE_ROWS * PITCH>;
+var<workgroup> tile_x: array<vec4<f16>, TILE_TOKENS * PITCH>;
+var<workgroup> leaving: array<vec4<f32>, 8u * LEAVING>;
 
-// What a lane moves of a step: 8 columns of every 32nd row and token.
+// What a lane moves of a step: 8 columns of every 64th row and token.
 struct Parts {
-  w0: mat2x4<f16>,
-  w1: mat2x4<f16>,
-  w2: mat2x4<f16>,
-  w3: mat2x4<f16>,
-  x0: mat2x4<f16>,
-  x1: mat2x4<f16>,
-  x2: mat2x4<f16>,
-  x3: mat2x4<f16>,
+  w0: vec4<u32>,
+  w1: vec4<u32>,
+  w2: vec4<u32>,
+  w3: vec4<u32>,
+  x0: vec4<u32>,
+  x1: vec4<u32>,
 }
 
-fn fetch(w: vec4<u32>, t: vec4<u32>, at: u32) -> Parts {
+// Which of 64 rows, and tokens, a lane moves a quarter of: eight lanes in turn have two that are 4 apart, for the banks.
+fn row_of(lane: u32) -> u32 {
+  return lane / 32u * 8u + lane % 32u / 8u + lane / 4u % 2u * 4u;
+}
+
+fn fetch(w: vec4<u32>, t: vec2<u32>, at: u32) -> Parts {
   var p: Parts;
   p.w0 = weights[w.x + at];
   p.w1 = weights[w.y + at];
   p.w2 = weights[w.z + at];
   p.w3 = weights[w.w + at];
   p.x0 = x[t.x + at];
-  if (FRAGMENTS > 1u) { p.x1 = x[t.y + at]; }
-  if (FRAGMENTS > 2u) { p.x2 = x[t.z + at]; p.x3 = x[t.w + at]; }
+  if (FRAGMENTS > 2u) { p.x1 = x[t.y + at]; }
   return p;
 }
 
-fn keep(p: Parts, stage: u32, lane: u32) {
-  let to = lane / 4u * PITCH + lane % 4u * 2u;
-  let w = stage * W_STAGE + to;
-  tile_w[w] = p.w0[0]; tile_w[w + 1u] = p.w0[1];
-  tile_w[w + 32u * PITCH] = p.w1[0]; tile_w[w + 32u * PITCH + 1u] = p.w1[1];
-  tile_w[w + 64u * PITCH] = p.w2[0]; tile_w[w + 64u * PITCH + 1u] = p.w2[1];
-  tile_w[w + 96u * PITCH] = p.w3[0]; tile_w[w + 96u * PITCH + 1u] = p.w3[1];
-  let t = stage * X_STAGE + to;
-  tile_x[t] = p.x0[0]; tile_x[t + 1u] = p.x0[1];
-  if (FRAGMENTS > 1u) { tile_x[t + 32u * PITCH] = p.x1[0]; tile_x[t + 32u * PITCH + 1u] = p.x1[1]; }
-  if (FRAGMENTS > 2u) {
-    tile_x[t + 64u * PITCH] = p.x2[0]; tile_x[t + 64u * PITCH + 1u] = p.x2[1];
-    tile_x[t + 96u * PITCH] = p.x3[0]; tile_x[t + 96u * PITCH + 1u] = p.x3[1];
-  }
+// Two words as the four halves that they are.
+fn halves(words: vec2<u32>) -> vec4<f16> {
+  return vec4<f16>(vec2<f16>(unpack2x16float(words.x)), vec2<f16>(unpack2x16float(words.y)));
+}
+
+fn keep(p: Parts, lane: u32) {
+  let to = row_of(lane) * PITCH + lane % 4u * 2u;
+  tile_w[to] = halves(p.w0.xy); tile_w[to + 1u] = halves(p.w0.zw);
+  tile_w[to + 64u * PITCH] = halves(p.w1.xy); tile_w[to + 64u * PITCH + 1u] = halves(p.w1.zw);
+  tile_w[to + 128u * PITCH] = halves(p.w2.xy); tile_w[to + 128u * PITCH + 1u] = halves(p.w2.zw);
+  tile_w[to + 192u * PITCH] = halves(p.w3.xy); tile_w[to + 192u * PITCH + 1u] = halves(p.w3.zw);
+  if (FRAGMENTS > 1u || lane < 128u) { tile_x[to] = halves(p.x0.xy); tile_x[to + 1u] = halves(p.x0.zw); }
+  if (FRAGMENTS > 2u) { tile_x[to + 64u * PITCH] = halves(p.x1.xy); tile_x[to + 64u * PITCH + 1u] = halves(p.x1.zw); }
 }
 
 fn rows_at(at: u32) -> RowFragment {
@@ -71,27 +74,47 @@ fn add(a: RowFragment, b: TokenFragment, sums: Sums) -> Sums {
   return coopMultiplyAdd(a, b, sums);
 }
 
-// Hands the sums of a fragment out: `row` and `token` are its first ones, `at` subgroup and lane.
-fn leave(sums: Sums, row: u32, token: u32, at: vec2<u32>) {
-  coopStore(sums, &scratch[at.x * 64u], 4u);
+// Hands out the sums of 32 rows of 16 tokens: `row` and `token` are the first ones, `at` subgroup and lane.
+fn leave(low: Sums, high: Sums, row: u32, token: u32, at: vec2<u32>) {
+  let here = at.x * LEAVING;
+  coopStore(low, &leaving[here], LEAVING_PITCH);
+  coopStore(high, &leaving[here + 4u], LEAVING_PITCH);
   subgroupBarrier();
-  finish(row + at.y % 4u * 4u, token + at.y / 4u, scratch[at.x * 64u + at.y]);
-  finish(row + at.y % 4u * 4u, token + 8u + at.y / 4u, scratch[at.x * 64u + 32u + at.y]);
-  subgroupBarrier(); // the scratch is free
+  const LANES = 8u / EPILOGUE_ROWS; // of a token
+  for (var i = at.y / LANES; i < 16u; i += 32u / LANES) {
+    let quad = at.y % LANES * EPILOGUE_ROWS;
+    let a = leaving[here + i * LEAVING_PITCH + quad];
+    let b = leaving[here + i * LEAVING_PITCH + quad + EPILOGUE_ROWS - 1u];
+    let pairs = EPILOGUE_ROWS == 2u;
+    finish(row + 4u * quad, token + i, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
+  }
+  subgroupBarrier(); // the memory is free
+}
+
+// Writes `count` outputs, at most 4, from element `to` of y on.
+fn put(to: u32, count: u32, first: vec4<f32>, second: vec4<f32>) {
+  if (count == 4u && to % 4u == 0u) {
+    y[to / 4u] = epilogue4(first, second, y[to / 4u]);
+  } else {
+    for (var i = 0u; i < count; i++) {
+      let at = to + i;
+      y[at / 4u][at % 4u] = epilogue4(first, second, vec4<f32>(y[at / 4u][at % 4u]))[i];
+    }
+  }
 }
 
 // The products of the tile from `first` (row, token) on, over `steps` steps. `w` and `t` are where this lane's rows
-// and tokens (lane / 4 + 32 i) start, in parts of 8 columns, with the lane's own column in them.
-fn products(first: vec2<u32>, steps: u32, w: vec4<u32>, t: vec4<u32>, lane: u32, at: vec2<u32>) {
+// and tokens (row_of(lane) + 64 i) start, in parts of 8 columns, with the lane's own column in them.
+fn products(first: vec2<u32>, steps: u32, w: vec4<u32>, t: vec2<u32>, lane: u32, at: vec2<u32>) {
   var c: array<Sums, 16>; // 4 fragments of rows for each of tokens
-  let half = vec2<u32>(at.x % 2u * 64u, at.x / 2u * 16u * FRAGMENTS);
+  let mine = vec2<u32>(at.x % 4u * 64u, at.x / 4u * 16u * FRAGMENTS);
+  let ws = mine.x * PITCH;
+  let xs = mine.y * PITCH;
   var parts = fetch(w, t, 0u);
-  keep(parts, 0u, lane);
-  workgroupBarrier();
   for (var step = 0u; step < steps; step++) {
+    keep(parts, lane);
+    workgroupBarrier();
     parts = fetch(w, t, 4u * min(step + 1u, steps - 1u)); // on its way while this step is multiplied
-    let ws = step % 2u * W_STAGE + half.x * PITCH;
-    let xs = step % 2u * X_STAGE + half.y * PITCH;
     {
       let a0 = rows_at(ws); let a1 = rows_at(ws + 16u * PITCH);
       let a2 = rows_at(ws + 32u * PITCH); let a3 = rows_at(ws + 48u * PITCH);
@@ -122,22 +145,16 @@ fn products(first: vec2<u32>, steps: u32, w: vec4<u32>, t: vec4<u32>, lane: u32,
         c[12] = add(a0, d, c[12]); c[13] = add(a1, d, c[13]); c[14] = add(a2, d, c[14]); c[15] = add(a3, d, c[15]);
       }
     }
-    // The other half: its readers are past the last step's barrier.
-    keep(parts, (step + 1u) % 2u, lane);
-    workgroupBarrier();
+    workgroupBarrier(); // the tiles are free
   }
-  let row = first.x + half.x;
-  let token = first.y + half.y;
-  leave(c[0], row, token, at); leave(c[1], row + 16u, token, at);
-  leave(c[2], row + 32u, token, at); leave(c[3], row + 48u, token, at);
+  let row = first.x + mine.x;
+  let token = first.y + mine.y;
+  leave(c[0], c[1], row, token, at); leave(c[2], c[3], row + 32u, token, at);
   if (FRAGMENTS > 1u) {
-    leave(c[4], row, token + 16u, at); leave(c[5], row + 16u, token + 16u, at);
-    leave(c[6], row + 32u, token + 16u, at); leave(c[7], row + 48u, token + 16u, at);
+    leave(c[4], c[5], row, token + 16u, at); leave(c[6], c[7], row + 32u, token + 16u, at);
   }
   if (FRAGMENTS > 2u) {
-    leave(c[8], row, token + 32u, at); leave(c[9], row + 16u, token + 32u, at);
-    leave(c[10], row + 32u, token + 32u, at); leave(c[11], row + 48u, token + 32u, at);
-    leave(c[12], row, token + 48u, at); leave(c[13], row + 16u, token + 48u, at);
-    leave(c[14], row + 32u, token + 48u, at); leave(c[15], row + 48u, token + 48u, at);
+    leave(c[8], c[9], row, token + 32u, at); leave(c[10], c[11], row + 32u, token + 32u, at);
+    leave(c[12], c[13], row, token + 48u, at); leave(c[14], c[15], row + 32u, token + 48u, at);
   }
 }

@@ -50,6 +50,19 @@ pub struct Depth {
     pub bandwidth_share: f64,
     /// Where the time of a token goes.
     pub token: Token,
+    /// Where the time of a prompt's first step goes.
+    pub prompt: Prompt,
+}
+
+/// A prompt's first step.
+#[derive(Clone, Debug, Serialize)]
+pub struct Prompt {
+    /// Its tokens.
+    pub tokens: u32,
+    /// Microseconds that the GPU works on it.
+    pub gpu_us: f64,
+    /// Each kernel's dispatches, as of a [`Token`].
+    pub kernels: Vec<KernelTime>,
 }
 
 /// One token of text.
@@ -131,6 +144,11 @@ async fn at_depth(engine: &mut Engine, clock: &Clock, work: &Work, depth: u32, r
     let bytes = traffic.layers + traffic.head + cache;
     let per_token = text / f64::from(work.text);
     let token = token(engine, clock, id, (traffic.layers + cache, per_token, read_gbs)).await?;
+    let tokens = work.prompt.min(engine.step_tokens());
+    let step = engine.rehearse(id, Some(&ids(vocab, tokens)))?;
+    let device = engine.device();
+    let gpu_us = time(device, clock, std::slice::from_ref(&step)).await?[0];
+    let prompt_step = Prompt { tokens, gpu_us, kernels: kernels(device, clock, &step).await? };
     engine.free(id);
     Ok(Depth {
         depth,
@@ -139,6 +157,7 @@ async fn at_depth(engine: &mut Engine, clock: &Clock, work: &Work, depth: u32, r
         bytes_per_token: bytes,
         bandwidth_share: bytes as f64 / (read_gbs * 1e9) / per_token,
         token,
+        prompt: prompt_step,
     })
 }
 
@@ -176,24 +195,8 @@ async fn token(
     (layers_bytes, wall, read_gbs): (u64, f64, f64),
 ) -> Result<Token> {
     let (device, layers) = (engine.device().clone(), engine.model().config.layers.len());
-    let step = engine.rehearse(id)?;
+    let step = engine.rehearse(id, None)?;
     let whole = time(&device, clock, std::slice::from_ref(&step)).await?;
-    let mut groups: Vec<(KernelTime, Recording)> = Vec::new();
-    for call in step.calls() {
-        let (kernel, part) = (call.shader.kernel, part(&call.stage));
-        let known = groups.iter().position(|(row, _)| row.kernel == kernel && row.part == part);
-        let at = known.unwrap_or_else(|| {
-            let row = KernelTime { kernel: kernel.into(), part: part.into(), dispatches: 0, us: 0.0 };
-            groups.push((row, Recording::new()));
-            groups.len() - 1
-        });
-        groups[at].0.dispatches += 1;
-        groups[at].1.append(&Recording::from(call.clone()));
-    }
-    let (mut kernels, recordings): (Vec<KernelTime>, Vec<Recording>) = groups.into_iter().unzip();
-    let alone = time(&device, clock, &recordings).await?;
-    kernels.iter_mut().zip(alone).for_each(|(row, us)| row.us = us);
-    kernels.sort_by(|a, b| b.us.total_cmp(&a.us));
     let end = step.calls().iter().rposition(|call| part(&call.stage) == "layers").map_or(0, |at| at + 1);
     let layers_us = time(&device, clock, &[step.split_at(end).0]).await?[0];
     let mut encode = Vec::new();
@@ -214,8 +217,29 @@ async fn token(
         layers_bandwidth_share: layers_bytes as f64 / (read_gbs * 1e3) / layers_us,
         encode_us: encode.as_secs_f64() * 1e6,
         gap_us: wall * 1e6 - whole[0],
-        kernels,
+        kernels: kernels(&device, clock, &step).await?,
     })
+}
+
+/// The time of each kernel's dispatches in a step, when they run without the others.
+async fn kernels(device: &Device, clock: &Clock, step: &Recording) -> Result<Vec<KernelTime>> {
+    let mut groups: Vec<(KernelTime, Recording)> = Vec::new();
+    for call in step.calls() {
+        let grid = format!("{} {:?}", call.shader.kernel, call.grid); let (kernel, part) = (if std::env::var_os("LAMINA_GRIDS").is_some() { &grid[..] } else { call.shader.kernel }, part(&call.stage));
+        let known = groups.iter().position(|(row, _)| row.kernel == kernel && row.part == part);
+        let at = known.unwrap_or_else(|| {
+            let row = KernelTime { kernel: kernel.into(), part: part.into(), dispatches: 0, us: 0.0 };
+            groups.push((row, Recording::new()));
+            groups.len() - 1
+        });
+        groups[at].0.dispatches += 1;
+        groups[at].1.append(&Recording::from(call.clone()));
+    }
+    let (mut kernels, recordings): (Vec<KernelTime>, Vec<Recording>) = groups.into_iter().unzip();
+    let alone = time(device, clock, &recordings).await?;
+    kernels.iter_mut().zip(alone).for_each(|(row, us)| row.us = us);
+    kernels.sort_by(|a, b| b.us.total_cmp(&a.us));
+    Ok(kernels)
 }
 
 /// The median time of each recording, microseconds; each runs behind the others.

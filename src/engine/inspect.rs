@@ -14,11 +14,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::feed`]; [`Error::Capacity`] for more ids than a step takes.
     pub async fn hidden(&mut self, id: SequenceId, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
-        self.check(id, ids)?;
-        if ids.len() > self.step_tokens as usize {
-            let (asked, limit) = (ids.len() as u64, u64::from(self.step_tokens));
-            return Err(Error::Capacity { what: "tokens in a step".into(), asked, limit });
-        }
+        self.check_step(id, ids)?;
         let (shape, plan) = self.prepare(&[(id, ids.len() as u32, 0)], Ids::Given(ids), &[0], false)?;
         let cache = self.caches();
         let step = self.step(&shape, &plan, &cache);
@@ -44,17 +40,40 @@ impl Engine {
         Ok(all)
     }
 
-    /// What [`Engine::decode`] would submit for one sequence, with its facts written, for timing: it can run any
-    /// number of times, and the sequence keeps the tokens that it has.
+    /// What a step of one sequence would submit, with its facts written, for timing: it can run any number of
+    /// times, and the sequence keeps the tokens that it has. It is the step of `ids`, at most those of one, or
+    /// without them that of the token that the last step sampled.
     ///
     /// # Errors
-    /// As [`Engine::feed`].
-    pub fn rehearse(&mut self, id: SequenceId) -> Result<Recording> {
+    /// As [`Engine::hidden`].
+    pub fn rehearse(&mut self, id: SequenceId, ids: Option<&[u32]>) -> Result<Recording> {
         let tokens = self.tokens(id);
-        let (shape, plan) = self.prepare(&[(id, 1, 0)], Ids::Sampled, &[0], true)?;
+        let (count, ids) = match ids {
+            Some(ids) => {
+                self.check_step(id, ids)?;
+                (ids.len() as u32, Ids::Given(ids))
+            }
+            None => (1, Ids::Sampled),
+        };
+        let (shape, plan) = self.prepare(&[(id, count, 0)], ids, &[count - 1], true)?;
         let recording = self.record(&shape, &plan);
         self.truncate(id, tokens);
         Ok(recording)
+    }
+
+    /// That `ids` can be a step of a sequence.
+    fn check_step(&self, id: SequenceId, ids: &[u32]) -> Result<()> {
+        self.check(id, ids)?;
+        if ids.len() > self.step_tokens() as usize {
+            let (asked, limit) = (ids.len() as u64, u64::from(self.step_tokens()));
+            return Err(Error::Capacity { what: "tokens in a step".into(), asked, limit });
+        }
+        Ok(())
+    }
+
+    /// New tokens of a step, at most.
+    pub fn step_tokens(&self) -> u32 {
+        self.step_tokens
     }
 
     /// Bytes of the cache that `tokens` tokens of a sequence fill.

@@ -1,7 +1,9 @@
 //! SPIR-V of a kernel whose loops the driver must not unroll: WGSL has no such hint and naga writes none.
-//! A driver that unrolls the loop of a kernel on matrix units spills its fragments to memory.
+//! A driver that unrolls the loop of a kernel on matrix units spills its fragments to memory. Such kernels also move
+//! f16 as words, 16 bytes a load.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use wgpu::naga;
 
@@ -10,6 +12,12 @@ use super::compose::Shader;
 /// OpLoopMerge, and the hint among its loop controls.
 const LOOP_MERGE: u32 = 246;
 const DONT_UNROLL: u32 = 2;
+/// OpExtInst, and UnpackHalf2x16 among those of GLSL.std.450, the only set that naga imports.
+const EXT_INST: u32 = 12;
+const UNPACK_HALF: u32 = 62;
+/// OpFConvert and OpBitcast: a type, a result, an operand.
+const F_CONVERT: u32 = 115;
+const BITCAST: u32 = 124;
 
 /// The module of `text`, with every loop left as it is. `None` where it does not compile: the usual path
 /// then says why.
@@ -35,6 +43,12 @@ pub(super) fn rolled(device: &wgpu::Device, shader: &Shader, text: &str, checked
     };
     let mut words = naga::back::spv::write_vec(&module, &info, &options, None).ok()?;
     dont_unroll(&mut words);
+    keep_halves(&mut words);
+    if let Ok(dir) = std::env::var("LAMINA_SPIRV") {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let name: String = shader.key().chars().filter(|c| c.is_alphanumeric() || *c == '_').take(60).collect();
+        let _ = std::fs::write(format!("{dir}/{name}.spv"), bytes);
+    }
     let [x, y, z] = module.entry_points.first()?.workgroup_size;
     let entry = wgpu::PassthroughShaderEntryPoint { name: Cow::Borrowed("main"), workgroup_size: (x, y, z) };
     let desc = wgpu::ShaderModuleDescriptorPassthrough {
@@ -47,14 +61,39 @@ pub(super) fn rolled(device: &wgpu::Device, shader: &Shader, text: &str, checked
     Some(unsafe { device.create_shader_module_passthrough(desc) })
 }
 
-/// Sets the hint at every loop of a SPIR-V module.
-fn dont_unroll(words: &mut [u32]) {
+/// Calls `edit` with each instruction of a SPIR-V module: its opcode and its words.
+fn instructions(words: &mut [u32], mut edit: impl FnMut(u32, &mut [u32])) {
     let mut at = 5; // behind the header
     while at < words.len() {
         let (length, code) = ((words[at] >> 16) as usize, words[at] & 0xffff);
-        if code == LOOP_MERGE {
-            words[at + 3] |= DONT_UNROLL;
-        }
-        at += length.max(1);
+        let end = at + length.max(1);
+        edit(code, &mut words[at..end]);
+        at = end;
     }
+}
+
+/// Sets the hint at every loop of a SPIR-V module.
+fn dont_unroll(words: &mut [u32]) {
+    instructions(words, |code, words| {
+        if code == LOOP_MERGE {
+            words[3] |= DONT_UNROLL;
+        }
+    });
+}
+
+/// Takes the halves of a word as they are where a kernel unpacks them to f32 and narrows them again, which is all
+/// that WGSL and naga have to turn words into f16.
+fn keep_halves(words: &mut [u32]) {
+    let mut unpacked = HashMap::new();
+    instructions(words, |code, words| match (code, &words[..]) {
+        (EXT_INST, [_, _, result, _, UNPACK_HALF, word]) => {
+            unpacked.insert(*result, *word);
+        }
+        (F_CONVERT, [head, _, _, wide]) => {
+            if let Some(word) = unpacked.get(wide) {
+                (words[0], words[3]) = (head & !0xffff | BITCAST, *word);
+            }
+        }
+        _ => {}
+    });
 }

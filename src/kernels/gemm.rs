@@ -40,6 +40,11 @@ const TILE_ROWS: u32 = 64;
 const LANE: (u32, u32) = (8, 8);
 const LANE_NARROW: (u32, u32) = (8, 4);
 
+/// Tiles of a product.
+pub(super) fn tiles(rows: u32, tokens: u32) -> u32 {
+    rows.div_ceil(TILE_ROWS) * tokens.div_ceil(TOKENS[1])
+}
+
 /// The kernel `gemm`.
 pub struct Gemm {
     spec: Spec,
@@ -64,7 +69,7 @@ impl Kernel for Gemm {
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
         let variant = Self::variants(spec, caps).remove(0);
         let Tuning { tile, lane } = &variant.tuning;
-        let Crossover { gemm_from, why } = Crossover::of(caps);
+        let Crossover { gemm_from, why, .. } = Crossover::of(caps);
         let tiles = format!("tiles of {} rows x {} tokens, {} x {} an invocation", tile.0, tile.1, lane.0, lane.1);
         let why = format!("{tiles}; from {gemm_from} tokens on, since {why}");
         Choice { variant, why }

@@ -26,7 +26,7 @@ pub struct Tuning;
 /// Fragments that kernels are made for: tiles of 32, 64 and 128 tokens.
 pub const FRAGMENTS: [u32; 3] = [1, 2, 4];
 /// Rows of a tile.
-pub const TILE_ROWS: u32 = 128;
+pub const TILE_ROWS: u32 = 256;
 /// Tiles that keep a large device busy: an H100 has 132 units. Large tiles read less, small ones make more of them.
 const TILES: u32 = 132;
 
@@ -41,9 +41,9 @@ pub fn tile_tokens(fragments: u32) -> u32 {
     32 * fragments
 }
 
-/// Bytes of workgroup memory: two steps of both operands, and a fragment of each subgroup.
+/// Bytes of workgroup memory: a step of both operands, and two fragments of each subgroup.
 fn bytes(fragments: u32) -> u32 {
-    2 * 80 * (TILE_ROWS + tile_tokens(fragments)) + 4096
+    80 * (TILE_ROWS + tile_tokens(fragments)) + 8 * 16 * 144
 }
 
 /// Why products do not run on a device's matrix units.

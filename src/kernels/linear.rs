@@ -285,6 +285,8 @@ fn twin(params: Params, format: WeightFormat, epilogue: Epilogue, reads: Reads, 
 pub struct Crossover {
     /// The least number of tokens for `gemm`.
     pub gemm_from: u32,
+    /// The least number of its tiles: fewer leave most of the device idle.
+    pub tiles_from: u32,
     /// The reason.
     pub why: &'static str,
 }
@@ -295,10 +297,12 @@ impl Crossover {
         match caps.is_software() {
             true => Crossover {
                 gemm_from: 9,
+                tiles_from: 1,
                 why: "a software driver is bound by arithmetic, and a tile shares the decoding of weights",
             },
             false => Crossover {
                 gemm_from: 33,
+                tiles_from: 64,
                 why: "fewer tokens leave most of a tile unused, and gemv's further reads come from the cache",
             },
         }
@@ -307,7 +311,8 @@ impl Crossover {
 
 impl fmt::Display for Crossover {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "gemv below {} tokens, gemm from there on: {}", self.gemm_from, self.why)
+        let Crossover { gemm_from, tiles_from, why } = self;
+        write!(f, "gemv below {gemm_from} tokens or {tiles_from} tiles, gemm from there on: {why}")
     }
 }
 
@@ -381,14 +386,16 @@ impl Linear {
         let (format, tokens) = (product.weights.format, product.tokens);
         let of = format as usize * Epilogue::ALL.len() + epilogue as usize;
         let class = |classes: &[u32]| classes.iter().position(|c| tokens <= *c).unwrap_or(classes.len() - 1);
-        if tokens < self.crossover.gemm_from {
+        let matrices = self.matrices.as_ref().filter(|matrices| matrices.fits(product));
+        let tiles = gemm::tiles(product.weights.rows as u32, tokens);
+        if tokens < self.crossover.gemm_from || (matrices.is_none() && tiles < self.crossover.tiles_from) {
             let class = class(&gemv::TOKENS);
             let norm = product.norm.is_some();
             let spec = gemv::Spec { format, epilogue, tokens: gemv::TOKENS[class], norm };
             let slot = 2 * (of * gemv::TOKENS.len() + class) + usize::from(norm);
             let made = self.gemv[slot].get_or_init(|| Gemv::chosen(&spec, &self.caps));
             made.record(recording, product);
-        } else if let Some(matrices) = self.matrices.as_ref().filter(|m| m.fits(product)) {
+        } else if let Some(matrices) = matrices {
             matrices.record(recording, epilogue, product, &self.caps);
         } else {
             let class = class(&gemm::TOKENS);

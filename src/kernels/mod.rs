@@ -12,6 +12,7 @@ pub mod linear;
 mod linear_case;
 mod mla_decode_cases;
 mod mla_decode_fused_cases;
+mod mla_prefill_cases;
 pub mod moe;
 mod moe_case;
 pub mod moe_layer;
@@ -213,6 +214,7 @@ kernels![
     mla_append::MlaAppend,
     mla_gather::MlaGather,
     mla_prefill::MlaPrefill,
+    mla_prefill_coop::MlaPrefillCoop,
     moe_combine::MoeCombine,
     moe_gemm::MoeGemm,
     moe_gemm_coop::MoeGemmCoop,

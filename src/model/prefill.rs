@@ -11,7 +11,8 @@ use crate::Result;
 use crate::gpu::{Device, Recording, View};
 use crate::kernels::linear::{Activations, Epilogue, Linear, Product};
 use crate::kernels::mla_gather::{self, MlaGather};
-use crate::kernels::mla_prefill::{self, MlaPrefill};
+use crate::kernels::mla_prefill;
+use crate::kernels::mla_prefill_coop::Attention;
 use crate::kernels::pieces::{self, Crossover, Pieces, Widths};
 use crate::kernels::rope::{self, Rope};
 use crate::kernels::{CacheChunk, Kernel, Sequence, Span};
@@ -26,8 +27,7 @@ pub(super) struct Materialised {
     frequencies: Arc<Frequencies>,
     rope_table: View,
     gather: MlaGather,
-    /// A sequence's first piece, and later ones.
-    attend: [MlaPrefill; 2],
+    attend: Attention,
     /// The most keys of a piece.
     keys: u32,
     /// `[keys, latent]`
@@ -69,7 +69,7 @@ impl Materialised {
         let most = pieces::most_keys(4 * u64::from(expanded(mla)), caps.binding_bytes.min(caps.buffer_bytes));
         let keys = most.min(limits.piece.unwrap_or(u32::MAX)).min(limits.context.saturating_mul(limits.sequences));
         let keys = keys.max(1);
-        let attend = |accumulate| MlaPrefill::chosen(&mla_prefill::Spec { nope, rope, value, accumulate }, caps);
+        let attend = Attention::new((nope, rope, value), device)?;
         let of = |length, label| rows(device, keys, length, label);
         Ok(Some(Materialised {
             always: limits.prefill == Prefill::Materialised,
@@ -78,7 +78,7 @@ impl Materialised {
             frequencies: Arc::new(frequencies),
             rope_table,
             gather: MlaGather::chosen(&gather, caps),
-            attend: [false, true].map(attend),
+            attend,
             keys,
             latents: of(latent, "gathered latents")?,
             // Where there is no rope it is bound all the same.
@@ -158,7 +158,7 @@ impl Materialised {
                 beta,
                 length,
             };
-            self.attend[usize::from(!piece.first)].record(recording, attend);
+            self.attend.record(recording, piece.first, attend);
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod mla_decode_coop;
 pub mod mla_decode_fused;
 pub mod mla_gather;
 pub mod mla_prefill;
+pub mod mla_prefill_coop;
 pub mod moe_combine;
 pub mod moe_gemm;
 pub mod moe_gemm_coop;

@@ -19,7 +19,7 @@ const MOE_GEMM: &str = include_str!("moe_gemm.cu");
 const DECODE: &str = include_str!("mla_decode.cu");
 
 /// The texts of each kernel, behind [`COMMON`].
-const KERNELS: [(&str, &[&str]); 26] = [
+const KERNELS: [(&str, &[&str]); 27] = [
     ("add", &[include_str!("add.cu")]),
     ("embed", &[include_str!("embed.cu")]),
     ("gemm", &["#define GEMM\n", LINEAR, GEMV]),
@@ -35,6 +35,7 @@ const KERNELS: [(&str, &[&str]); 26] = [
     ("mla_decode_fused", &[RECORDS, FOLD, ABSORB, include_str!("mla_decode_fused.cu")]),
     ("mla_gather", &[RECORDS, include_str!("mla_gather.cu")]),
     ("mla_prefill", &[include_str!("mla_prefill.cu")]),
+    ("mla_prefill_coop", &["#define COOP\n", include_str!("mla_prefill.cu")]),
     ("moe_combine", &[include_str!("moe_combine.cu")]),
     ("moe_gemm", &[LINEAR, MOE_GEMM]),
     ("moe_gemm_coop", &[LINEAR, MOE_GEMM]),

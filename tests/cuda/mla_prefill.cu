@@ -1,5 +1,6 @@
 // Attention of new tokens over expanded keys and values, a (token, head) row a thread; with ACCUMULATE merged with
-// what `output` and `lse` hold of earlier pieces of the context.
+// what `output` and `lse` hold of earlier pieces of the context. With COOP, which stands for mla_prefill_coop, queries
+// (the scale of the scores in them), keys and values are rounded to f16.
 
 struct Params {
   u32 heads, q_stride, kv_stride, k_pe_stride, output_stride;
@@ -7,8 +8,16 @@ struct Params {
   u32 length;
 };
 
-extern "C" __global__ void mla_prefill(Params params, Grid grid, const Sequence *batch, const Span *spans,
-                                       const float *q, const float *kv, const float *k_pe, float *output, float *lse) {
+#if defined(COOP)
+#define KERNEL mla_prefill_coop
+__device__ inline float seen(float value) { return f16_value(f16_bits(value)); }
+#else
+#define KERNEL mla_prefill
+__device__ inline float seen(float value) { return value; }
+#endif
+
+extern "C" __global__ void KERNEL(Params params, Grid grid, const Sequence *batch, const Span *spans, const float *q,
+                                  const float *kv, const float *k_pe, float *output, float *lse) {
   for (u32 s = 0u; s < grid.z; s++) {
     Span span = spans[s];
     Sequence sequence = batch[span.sequence];
@@ -22,9 +31,9 @@ extern "C" __global__ void mla_prefill(Params params, Grid grid, const Sequence 
         u64 at = span.row + key - span.begin;
         const float *nope = kv + at * params.kv_stride + head * (N + V), *rope = k_pe + at * params.k_pe_stride;
         float sum = 0.0f;
-        for (u32 n = 0u; n < N; n++) sum += query[n] * nope[n];
-        for (u32 p = 0u; p < P; p++) sum += query[N + p] * rope[p];
-        return factor * sum;
+        for (u32 n = 0u; n < N; n++) sum += seen(factor * query[n]) * seen(nope[n]);
+        for (u32 p = 0u; p < P; p++) sum += seen(factor * query[N + p]) * seen(rope[p]);
+        return sum;
       };
       float largest = NOTHING, total = 0.0f, sums[V];
       for (u32 v = 0u; v < V; v++) sums[v] = 0.0f;
@@ -33,7 +42,7 @@ extern "C" __global__ void mla_prefill(Params params, Grid grid, const Sequence 
         float weight = exp2f(score(key) - largest);
         const float *value = kv + (u64)(span.row + key - span.begin) * params.kv_stride + head * (N + V) + N;
         total += weight;
-        for (u32 v = 0u; v < V; v++) sums[v] += weight * value[v];
+        for (u32 v = 0u; v < V; v++) sums[v] += weight * seen(value[v]);
       }
       float here = total > 0.0f ? (largest + log2f(total)) * LN_2 : NOTHING;
       float *to = output + row * params.output_stride + head * V, *own = lse + row * params.heads + head;

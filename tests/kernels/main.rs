@@ -15,6 +15,7 @@ mod mla_decode_coop;
 mod mla_decode_fused;
 mod mla_gather;
 mod mla_prefill;
+mod mla_prefill_coop;
 mod moe_combine;
 mod moe_gemm;
 mod moe_gemm_coop;

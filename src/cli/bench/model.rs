@@ -7,7 +7,7 @@ use super::super::session::ModelArgs;
 use super::tables::{percent, rows};
 use super::{Output, Size, UNCHECKED};
 use crate::Result;
-use crate::bench::model::{self, Depth, Work};
+use crate::bench::model::{self, Depth, KernelTime, Prompt, Work};
 use crate::gpu::{Device, Options, Selector};
 use crate::model::plan::human;
 
@@ -111,8 +111,16 @@ fn model_text(results: &ModelResults, markdown: bool) -> String {
         token.dispatches,
         token.dispatches_per_layer,
     );
-    let alone: f64 = token.kernels.iter().map(|kernel| kernel.us).sum();
-    let line = |kernel: &model::KernelTime| {
+    text += &kernel_rows(&token.kernels, markdown);
+    let Prompt { tokens, gpu_us, kernels } = &last.prompt;
+    text += &format!("\nA prompt's first step behind it, {tokens} tokens: the GPU {gpu_us:.0} us\n\n");
+    text + &kernel_rows(kernels, markdown)
+}
+
+/// The kernels of a step and their shares of its time.
+fn kernel_rows(kernels: &[KernelTime], markdown: bool) -> String {
+    let alone: f64 = kernels.iter().map(|kernel| kernel.us).sum();
+    let line = |kernel: &KernelTime| {
         vec![
             kernel.kernel.clone(),
             kernel.part.clone(),
@@ -122,8 +130,8 @@ fn model_text(results: &ModelResults, markdown: bool) -> String {
             percent(kernel.us / alone),
         ]
     };
-    let lines: Vec<_> = token.kernels.iter().map(line).collect();
-    text + &rows(&["kernel, without the others", "part", "dispatches", "us", "us each", "share"], &lines, markdown)
+    let lines: Vec<_> = kernels.iter().map(line).collect();
+    rows(&["kernel, without the others", "part", "dispatches", "us", "us each", "share"], &lines, markdown)
 }
 
 /// The largest resident set of this process so far, mapped files included.

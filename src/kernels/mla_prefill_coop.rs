@@ -1,0 +1,204 @@
+//! `mla_prefill_coop`: `mla_prefill` on matrix units, with queries, keys, values and softmax weights as f16 and all sums
+//! in f32. Drivers have returned wrong tiles: [`Attention::new`] runs a case first.
+
+use std::sync::Arc;
+
+use super::mla_prefill::{self, Args, MlaPrefill, Params, Spec};
+use super::mla_prefill_cases::{cases, outcome};
+use super::{Case, Choice, Field, Kernel, Set, Variant};
+use crate::gpu::{Caps, Device, Recording, Shader, Source};
+use crate::{Error, Result, reference, wgsl};
+
+/// How it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    /// Keys of a tile: 16 or 32.
+    pub keys: u32,
+}
+
+impl Tuning {
+    /// Bytes of the shader's workgroup variables.
+    fn bytes(&self, spec: &Spec) -> u32 {
+        let (key, value, weight) = (spec.nope + spec.rope + 8, spec.value + 8, self.keys + 8);
+        2 * (32 * key + self.keys * value + ROWS * weight) + ROWS * 80
+    }
+
+    /// Whether what the shader's lanes move of a tile has names there, and its variables fit `limit` bytes.
+    fn fits(&self, spec: &Spec, limit: u32) -> bool {
+        let (expanded, turned) = (self.keys * (spec.nope + spec.value) / 4, self.keys * spec.rope / 4);
+        expanded <= 8 * WORKGROUP && turned <= 2 * WORKGROUP && self.bytes(spec) <= limit
+    }
+}
+
+/// New tokens that a workgroup takes.
+const ROWS: u32 = 128;
+/// Its invocations.
+const WORKGROUP: u32 = 256;
+/// The widest key, and value, whose fragments have names in the shader.
+const MOST_WIDTH: u32 = 256;
+
+/// The kernel `mla_prefill_coop`.
+pub struct MlaPrefillCoop {
+    spec: Spec,
+    shader: Arc<Shader>,
+}
+
+impl Kernel for MlaPrefillCoop {
+    const NAME: &'static str = "mla_prefill_coop";
+    const SOURCE: Source = wgsl!("mla_prefill_coop");
+    const PARAMS: &'static [Field] = Params::FIELDS;
+    type Spec = Spec;
+    type Tuning = Tuning;
+
+    fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
+        let Spec { nope, rope, value, .. } = *spec;
+        let sixteens = [nope, rope, value].iter().all(|width| width.is_multiple_of(16));
+        let why = if !caps.multiplies_matrices() {
+            "no matrix units of 16x16x16, f16 to f32".to_string()
+        } else if !caps.f16 || caps.subgroups != Some((32, 32)) || caps.invocations < WORKGROUP {
+            format!("no f16, subgroups of other widths than 32, or fewer than {WORKGROUP} invocations")
+        } else if !sixteens || nope + rope == 0 || value == 0 || nope + rope > MOST_WIDTH || value > MOST_WIDTH {
+            format!("keys of {nope} + {rope} and values of {value}, not multiples of 16 up to {MOST_WIDTH}")
+        } else if !(Tuning { keys: 16 }).fits(spec, caps.workgroup_bytes) {
+            format!("{} bytes of workgroup memory", caps.workgroup_bytes)
+        } else {
+            return None;
+        };
+        Some(why)
+    }
+
+    fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
+        if Self::refusal(spec, caps).is_some() {
+            return Vec::new();
+        }
+        let all = [("keys16", Tuning { keys: 16 }), ("keys32", Tuning { keys: 32 })];
+        let fitting = all.into_iter().filter(|(_, tuning)| tuning.fits(spec, caps.workgroup_bytes));
+        fitting.map(|(name, tuning)| Variant { name, tuning }).collect()
+    }
+
+    fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
+        let variant = Self::variants(spec, caps).pop();
+        let variant = variant.unwrap_or_else(|| panic!("mla_prefill_coop: {:?}", Self::refusal(spec, caps)));
+        let why = format!("{ROWS} rows over tiles of {} keys on matrix units", variant.tuning.keys);
+        Choice { variant, why }
+    }
+
+    fn new(spec: &Spec, tuning: &Tuning) -> MlaPrefillCoop {
+        let Spec { nope, rope, value, accumulate } = *spec;
+        let shader = Shader::of(Self::SOURCE)
+            .u32("N", nope)
+            .u32("P", rope)
+            .u32("V", value)
+            .u32("KEYS", tuning.keys)
+            .bool("ACCUMULATE", accumulate)
+            .module(wgsl!("lib/batch"))
+            .f16()
+            .subgroups()
+            .cooperative_matrix()
+            .rolled()
+            .build();
+        MlaPrefillCoop { spec: spec.clone(), shader }
+    }
+
+    fn shader(&self) -> &Arc<Shader> {
+        &self.shader
+    }
+
+    fn cases(set: Set) -> Vec<Case<MlaPrefillCoop>> {
+        cases(set)
+    }
+}
+
+impl MlaPrefillCoop {
+    /// As [`MlaPrefill::record`].
+    ///
+    /// # Panics
+    /// As there.
+    pub fn record(&self, recording: &mut Recording, args: Args) {
+        mla_prefill::record(&self.shader, &self.spec, (ROWS, reference::mla_prefill_coop::attend), recording, args);
+    }
+}
+
+/// Materialised attention of a model, by the kernel that a device runs it best with.
+pub enum Attention {
+    /// On invocations: a sequence's first piece, and later ones.
+    Plain([MlaPrefill; 2]),
+    /// On matrix units, likewise.
+    Matrices([MlaPrefillCoop; 2]),
+}
+
+impl Attention {
+    /// For keys of `nope` and `rope` values, and values of `value`: matrix units where they suit these, and a case of
+    /// each kernel agreed with its twin. A failed case is a warning: something is wrong with that driver.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn new((nope, rope, value): (u32, u32, u32), device: &Device) -> Result<Attention> {
+        let caps = device.caps();
+        let specs = [false, true].map(|accumulate| Spec { nope, rope, value, accumulate });
+        if MlaPrefillCoop::refusal(&specs[0], caps).is_none() {
+            let kernels = specs.clone().map(|spec| MlaPrefillCoop::chosen(&spec, caps));
+            let mut fault = None;
+            for kernel in &kernels {
+                fault = fault.or(match outcome(kernel, &kernel.spec, device) {
+                    Ok(fault) => fault,
+                    Err(error @ Error::DeviceLost { .. }) => return Err(error),
+                    Err(error) => Some(error.to_string()),
+                });
+            }
+            match fault {
+                None => return Ok(Attention::Matrices(kernels)),
+                Some(fault) => {
+                    let label = caps.label();
+                    log::warn!("{label}: mla_prefill_coop failed its self-test, {fault}; mla_prefill runs");
+                }
+            }
+        }
+        Ok(Attention::Plain(specs.map(|spec| MlaPrefill::chosen(&spec, caps))))
+    }
+
+    /// True on matrix units.
+    pub fn on_matrices(&self) -> bool {
+        matches!(self, Attention::Matrices(_))
+    }
+
+    /// Attends over one piece of each span's sequence, `first` of each or a later one.
+    ///
+    /// # Panics
+    /// As [`MlaPrefill::record`].
+    pub fn record(&self, recording: &mut Recording, first: bool, args: Args) {
+        match self {
+            Attention::Plain(kernels) => kernels[usize::from(!first)].record(recording, args),
+            Attention::Matrices(kernels) => kernels[usize::from(!first)].record(recording, args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LITE: Spec = Spec { nope: 128, rope: 64, value: 128, accumulate: false };
+
+    #[test]
+    fn what_it_cannot_run_is_refused_with_the_reason() {
+        assert_eq!(MlaPrefillCoop::refusal(&LITE, &Caps::matrices()), None);
+        let refused = |spec: Spec, caps: Caps, why: &str| {
+            let found = MlaPrefillCoop::refusal(&spec, &caps).unwrap_or_default();
+            assert!(found.contains(why), "{found:?}, not {why}");
+            assert!(MlaPrefillCoop::variants(&spec, &caps).is_empty());
+        };
+        refused(LITE, Caps::portable(), "no matrix units");
+        refused(LITE, Caps { subgroups: Some((32, 64)), ..Caps::matrices() }, "subgroups");
+        refused(LITE, Caps { workgroup_bytes: 16 << 10, ..Caps::matrices() }, "workgroup memory");
+        refused(Spec { rope: 24, ..LITE }, Caps::matrices(), "128 + 24");
+        refused(Spec { value: 512, ..LITE }, Caps::matrices(), "values of 512");
+    }
+
+    #[test]
+    fn a_tile_has_as_many_keys_as_fit() {
+        let keys = |spec: &Spec| MlaPrefillCoop::tuning(spec, &Caps::matrices()).variant.tuning.keys;
+        assert_eq!(keys(&LITE), 32);
+        assert_eq!(keys(&Spec { nope: 192, rope: 64, value: 256, accumulate: false }), 16);
+    }
+}
