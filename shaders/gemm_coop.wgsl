@@ -1,6 +1,6 @@
 // As gemm, on matrix units: f16 weights and packed activations.
 // Grid: x blocks of TILE_TOKENS tokens, y and z blocks of TILE_ROWS rows. Strides and offsets count f32.
-// lib: product_coop (TILE_ROWS, TILE_TOKENS, products, put), epilogue_*.
+// lib: product_coop (TILE_ROWS, TILE_TOKENS, products), put_* (put, Four), epilogue_*.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
 
 struct Params {
@@ -22,7 +22,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> weights: array<vec4<u32>>; // [rows, 4 blocks]
 @group(0) @binding(2) var<storage, read_write> x: array<vec4<u32>>;       // [tokens, 4 blocks]
 @group(0) @binding(3) var<storage, read> scales: array<f32>;                // [tokens], of the packed rows
-@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;         // [tokens, y_stride / 4]
+@group(0) @binding(4) var<storage, read_write> y: array<Four>;              // [tokens, y_stride / 4]
 
 // Takes the sums of four outputs of a token, from row `row` on.
 fn finish(row: u32, token: u32, first: vec4<f32>, second: vec4<f32>) {

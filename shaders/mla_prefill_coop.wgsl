@@ -3,13 +3,13 @@
 // indexed by constants alone, or drivers put them in memory.
 // Grid: x blocks of ROWS tokens of a sequence, y heads, z spans. Causal by position; with ACCUMULATE
 // the result is merged by log-sum-exp with what `output` and `lse` hold of earlier pieces.
-// lib: batch.
+// lib: batch, expanded_f16 (Parts, fetch, keep).
 // Constants: N and P widths of a key's parts, V of a value, multiples of 16, N + P and V at most 256; KEYS 16 or 32;
 // ACCUMULATE.
 
 struct Params {
   heads: u32,
-  q_stride: u32,    // strides count f32
+  q_stride: u32,    // strides count values
   kv_stride: u32,
   k_pe_stride: u32,
   output_stride: u32,
@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> spans: array<Span>;             // [spans]
 @group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;            // [tokens, q_stride / 4]: heads of N + P, turned
 // Neither is written: of what could be, drivers leave loads where they stand, ahead of their use.
-@group(0) @binding(4) var<storage, read_write> kv: array<vec4<f32>>;     // [keys, kv_stride / 4]: heads of N + V
+@group(0) @binding(4) var<storage, read_write> kv: array<vec4<u32>>;     // [keys, kv_stride / 8]: heads of N + V, f16
 @group(0) @binding(5) var<storage, read_write> k_pe: array<vec4<f32>>;   // [keys, k_pe_stride / 4]: P, turned; anything where P is 0
 @group(0) @binding(6) var<storage, read_write> output: array<vec4<f32>>; // [tokens, output_stride / 4]: heads of V
 @group(0) @binding(7) var<storage, read_write> lse: array<f32>;          // [tokens, heads], natural logarithm
@@ -39,8 +39,6 @@ const PITCH = (N + P) / 4u + 2u;  // vec4<f16> of a key, and of a value: 16 byte
 const VALUE_PITCH = V / 4u + 2u;
 const WEIGHT_PITCH = KEYS / 4u + 2u;
 const SCRATCH_PITCH = 5u;         // vec4<f32>
-const PARTS = (N + V) / 4u;       // vec4 of an expanded key and value
-const ROPE_PARTS = P / 4u;        // of a rope key
 const MOST = 15.0;                // weights are at most 2^MOST: f16 holds them
 const FRESH = 7.0;                // and 2^FRESH where a maximum has just moved
 const NOTHING = -3.0e38;          // a score or log-sum-exp without a key
@@ -51,80 +49,6 @@ var<workgroup> tile_k: array<vec4<f16>, 32u * PITCH>; // at first 32 rows of que
 var<workgroup> tile_v: array<vec4<f16>, KEYS * VALUE_PITCH>;
 var<workgroup> scratch: array<vec4<f32>, 128u * SCRATCH_PITCH>;  // a fragment of each subgroup
 var<workgroup> weights: array<vec4<f16>, 128u * WEIGHT_PITCH>;   // 16 rows of each subgroup
-
-// What a lane moves of a tile, at most.
-struct Parts {
-  a0: vec4<f32>,
-  a1: vec4<f32>,
-  a2: vec4<f32>,
-  a3: vec4<f32>,
-  a4: vec4<f32>,
-  a5: vec4<f32>,
-  a6: vec4<f32>,
-  a7: vec4<f32>,
-  b0: vec4<f32>,
-  b1: vec4<f32>,
-}
-
-// Which key of a tile, of `parts` each, and which of its parts a lane's part `i` is.
-fn place(lane: u32, i: u32, parts: u32) -> vec2<u32> {
-  let at = lane + 256u * i;
-  return vec2<u32>(at / parts, at % parts);
-}
-
-// A part of an expanded key and value; behind `last` stands the last one's again, a number that weighs 0.
-fn expanded(row: u32, last: u32, head: u32, at: vec2<u32>) -> vec4<f32> {
-  return kv[(min(row + at.x, last) * params.kv_stride + head * (N + V)) / 4u + at.y];
-}
-
-fn turned(row: u32, last: u32, at: vec2<u32>) -> vec4<f32> {
-  return k_pe[min(row + at.x, last) * (params.k_pe_stride / 4u) + at.y];
-}
-
-// Loads this lane's parts of the tile whose first key stands in row `row`.
-fn fetch(row: u32, last: u32, head: u32, lane: u32) -> Parts {
-  var p: Parts;
-  p.a0 = expanded(row, last, head, place(lane, 0u, PARTS));
-  if (KEYS * PARTS > 256u) { p.a1 = expanded(row, last, head, place(lane, 1u, PARTS)); }
-  if (KEYS * PARTS > 512u) { p.a2 = expanded(row, last, head, place(lane, 2u, PARTS)); }
-  if (KEYS * PARTS > 768u) { p.a3 = expanded(row, last, head, place(lane, 3u, PARTS)); }
-  if (KEYS * PARTS > 1024u) { p.a4 = expanded(row, last, head, place(lane, 4u, PARTS)); }
-  if (KEYS * PARTS > 1280u) { p.a5 = expanded(row, last, head, place(lane, 5u, PARTS)); }
-  if (KEYS * PARTS > 1536u) { p.a6 = expanded(row, last, head, place(lane, 6u, PARTS)); }
-  if (KEYS * PARTS > 1792u) { p.a7 = expanded(row, last, head, place(lane, 7u, PARTS)); }
-  if (P > 0u) { p.b0 = turned(row, last, place(lane, 0u, ROPE_PARTS)); }
-  if (KEYS * ROPE_PARTS > 256u) { p.b1 = turned(row, last, place(lane, 1u, ROPE_PARTS)); }
-  return p;
-}
-
-fn keep_expanded(at: vec2<u32>, part: vec4<f32>) {
-  if (at.x < KEYS) {
-    if (at.y < N / 4u) {
-      tile_k[at.x * PITCH + at.y] = vec4<f16>(part);
-    } else {
-      tile_v[at.x * VALUE_PITCH + at.y - N / 4u] = vec4<f16>(part);
-    }
-  }
-}
-
-fn keep_turned(at: vec2<u32>, part: vec4<f32>) {
-  if (at.x < KEYS) {
-    tile_k[at.x * PITCH + N / 4u + at.y] = vec4<f16>(part);
-  }
-}
-
-fn keep(p: Parts, lane: u32) {
-  keep_expanded(place(lane, 0u, PARTS), p.a0);
-  if (KEYS * PARTS > 256u) { keep_expanded(place(lane, 1u, PARTS), p.a1); }
-  if (KEYS * PARTS > 512u) { keep_expanded(place(lane, 2u, PARTS), p.a2); }
-  if (KEYS * PARTS > 768u) { keep_expanded(place(lane, 3u, PARTS), p.a3); }
-  if (KEYS * PARTS > 1024u) { keep_expanded(place(lane, 4u, PARTS), p.a4); }
-  if (KEYS * PARTS > 1280u) { keep_expanded(place(lane, 5u, PARTS), p.a5); }
-  if (KEYS * PARTS > 1536u) { keep_expanded(place(lane, 6u, PARTS), p.a6); }
-  if (KEYS * PARTS > 1792u) { keep_expanded(place(lane, 7u, PARTS), p.a7); }
-  if (P > 0u) { keep_turned(place(lane, 0u, ROPE_PARTS), p.b0); }
-  if (KEYS * ROPE_PARTS > 256u) { keep_turned(place(lane, 1u, ROPE_PARTS), p.b1); }
-}
 
 // Queries' fragments of the rows that stand in the tile from `row` on.
 fn query_of(row: u32, step: u32) -> Rows {

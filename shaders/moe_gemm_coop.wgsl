@@ -1,6 +1,6 @@
 // As moe_gemm, on matrix units: f16 weights and packed activations.
 // Grid: x tiles of pairs, y and z blocks of TILE_ROWS rows. Strides count f32.
-// lib: product_coop (TILE_ROWS, products, put), epilogue_*.
+// lib: product_coop (TILE_ROWS, products), put_f32 (put, Four), epilogue_*.
 // Constants: FRAGMENTS of 16 pairs of a subgroup, 1, 2 or 4: moe_sort's tiles have 32 times as many.
 
 struct Params {
@@ -21,7 +21,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> weights: array<vec4<u32>>; // [chunk_experts, rows, 4 blocks]
 @group(0) @binding(4) var<storage, read_write> x: array<vec4<u32>>;       // [pairs / share, 4 blocks]
 @group(0) @binding(5) var<storage, read> scales: array<f32>;                // [pairs / share], of the packed rows
-@group(0) @binding(6) var<storage, read_write> y: array<vec4<f32>>;         // [pairs, y_stride / 4]
+@group(0) @binding(6) var<storage, read_write> y: array<Four>;              // [pairs, y_stride / 4]
 
 // Where the tile starts in `order`, and its pairs.
 var<private> listed: vec2<u32>;

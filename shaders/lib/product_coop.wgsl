@@ -3,9 +3,9 @@
 // in registers. A step of 32 columns is multiplied while the next is on its way from device memory to registers.
 // Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
-// lib: epilogue_* (EPILOGUE_ROWS, epilogue4).
-// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each, and `y`, of vec4<f32>;
-// finish(row, token, first, second), which takes the sums of four outputs' rows, the first of them `row`.
+// lib: epilogue_* (EPILOGUE_ROWS).
+// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each; finish(row, token, first,
+// second), which takes the sums of four outputs' rows, the first of them `row`.
 
 alias RowFragment = coop_mat16x16<f16, A>;
 alias TokenFragment = coop_mat16x16<f16, B>;
@@ -89,18 +89,6 @@ fn leave(low: Sums, high: Sums, row: u32, token: u32, at: vec2<u32>) {
     finish(row + 4u * quad, token + i, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
   }
   subgroupBarrier(); // the memory is free
-}
-
-// Writes `count` outputs, at most 4, from element `to` of y on.
-fn put(to: u32, count: u32, first: vec4<f32>, second: vec4<f32>) {
-  if (count == 4u && to % 4u == 0u) {
-    y[to / 4u] = epilogue4(first, second, y[to / 4u]);
-  } else {
-    for (var i = 0u; i < count; i++) {
-      let at = to + i;
-      y[at / 4u][at % 4u] = epilogue4(first, second, vec4<f32>(y[at / 4u][at % 4u]))[i];
-    }
-  }
 }
 
 // The products of the tile from `first` (row, token) on, over `steps` steps. `w` and `t` are where this lane's rows

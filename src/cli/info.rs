@@ -75,7 +75,7 @@ impl Args {
             steps: vec![
                 ("products", products(&caps)),
                 ("experts", moe_layer::Crossover::of(&caps).to_string()),
-                ("prompts", pieces::Crossover::of(&caps, matrices).to_string()),
+                ("prompts", pieces::Crossover::of(&caps, matrices, matrices).to_string()),
                 ("decode", mla_decode_fused::CHOICE.to_string()),
                 ("mla_decode", decoder),
             ],

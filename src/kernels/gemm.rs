@@ -151,7 +151,7 @@ impl Gemm {
     pub fn record(&self, recording: &mut Recording, product: &Product) {
         let Spec { format, epilogue, .. } = self.spec;
         let twin = reference::gemm::gemm;
-        let method = Method { shader: &self.shader, format, epilogue, block: self.tuning.tile, reads: Reads::Plain(twin) };
+        let method = Method { shader: &self.shader, format, epilogue, block: self.tuning.tile, reads: Reads::Plain(twin), halves: false };
         method.record(recording, product);
     }
 }

@@ -17,6 +17,8 @@ pub struct Spec {
     pub epilogue: Epilogue,
     /// Fragments of 16 tokens that a subgroup takes: one of [`FRAGMENTS`]; any number of tokens runs.
     pub fragments: u32,
+    /// Outputs are f16, of chunks with rows in fours.
+    pub halves: bool,
 }
 
 /// How it runs: one way.
@@ -27,13 +29,16 @@ pub struct Tuning;
 pub const FRAGMENTS: [u32; 3] = [1, 2, 4];
 /// Rows of a tile.
 pub const TILE_ROWS: u32 = 256;
-/// Tiles that keep a large device busy: an H100 has 132 units. Large tiles read less, small ones make more of them.
-const TILES: u32 = 132;
+/// Compute units of a large device, each of which takes a tile at a time: an H100 has 132.
+const UNITS: u32 = 132;
+/// What a tile of each takes a unit, measured there.
+const COSTS: [u32; 3] = [8, 9, 13];
 
-/// The fragments for a product: the largest tiles of which there are enough.
+/// The fragments for a product: large tiles read less, small ones leave fewer units idle at its end.
 pub fn fragments(rows: u32, tokens: u32) -> u32 {
-    let enough = |f: &&u32| rows.div_ceil(TILE_ROWS) * tokens.div_ceil(32 * **f) >= TILES;
-    *FRAGMENTS.iter().rev().find(enough).unwrap_or(&FRAGMENTS[0])
+    let turns = |f: u32| (rows.div_ceil(TILE_ROWS) * tokens.div_ceil(tile_tokens(f))).div_ceil(UNITS);
+    let cost = |(f, cost): &(u32, u32)| turns(*f) * cost;
+    FRAGMENTS.into_iter().zip(COSTS).rev().min_by_key(cost).expect("there are three").0
 }
 
 /// Tokens of a tile.
@@ -126,7 +131,9 @@ impl Kernel for GemmCoop {
 
     fn new(spec: &Spec, _: &Tuning) -> GemmCoop {
         assert!(FRAGMENTS.contains(&spec.fragments), "gemm_coop: fragments of {FRAGMENTS:?}: {spec:?}");
-        let shader = spec.epilogue.add_to(products(Self::SOURCE, spec.fragments)).build();
+        assert!(!spec.halves || spec.epilogue == Epilogue::Store, "gemm_coop: only what is stored can be f16: {spec:?}");
+        let put = if spec.halves { wgsl!("lib/put_f16") } else { wgsl!("lib/put_f32") };
+        let shader = spec.epilogue.add_to(products(Self::SOURCE, spec.fragments)).module(put).build();
         GemmCoop { spec: spec.clone(), shader }
     }
 
@@ -136,7 +143,7 @@ impl Kernel for GemmCoop {
 
     fn cases(set: Set) -> Vec<Case<GemmCoop>> {
         let make = |shape: Shape, fragments: u32| {
-            let spec = Spec { epilogue: shape.epilogue, fragments };
+            let spec = Spec { epilogue: shape.epilogue, fragments, halves: shape.halves };
             let record = |kernel: &GemmCoop, recording: &mut Recording, product: &Product| kernel.record(recording, product);
             let case = shape.packed().case(spec, record);
             Case { name: format!("{}, tiles of {} tokens", case.name, tile_tokens(fragments)), ..case }
@@ -168,6 +175,9 @@ impl Kernel for GemmCoop {
         }
         let part = Shape { x: (212, 12), y: (96, 20), ..Shape::new(50, 100, 70) };
         cases.extend([make(part, 1), make(Shape { epilogue: Add, ..part }, 2), make(Shape { epilogue: Swiglu, ..part }, 4)]);
+        let halves = |rows, columns, tokens| Shape { halves: true, ..Shape::new(rows, columns, tokens) };
+        let cut = Shape { chunks: Some(&[132, 64, 104]), ..halves(300, 1030, 100) };
+        cases.extend([make(halves(40, 7, 9), 1), make(cut, 2), make(halves(512, 96, 129), 4)]);
         if set == Set::Full {
             cases.extend(FRAGMENTS.map(|fragments| make(Shape::new(2050, 4096, 513), fragments)));
         }
@@ -185,7 +195,7 @@ impl GemmCoop {
         let record = |kernel: &GemmCoop, recording: &mut Recording, product: &Product| kernel.record(recording, product);
         let cases = FRAGMENTS.into_iter().zip(Epilogue::ALL).map(|(fragments, epilogue)| {
             let shape = Shape { epilogue, ..Shape::new(194, 70, 37) }.packed();
-            (Spec { epilogue, fragments }, shape.job(record))
+            (Spec { epilogue, fragments, halves: false }, shape.job(record))
         });
         works(device, cases)
     }
@@ -193,12 +203,15 @@ impl GemmCoop {
     /// `y = epilogue(W x)`: a dispatch for each chunk of the matrix.
     ///
     /// # Panics
-    /// When the matrix is not f16, or the activations are not packed or do not fit it.
+    /// When the matrix is not f16, the activations are not packed or do not fit it, or rows that become f16 are not
+    /// in fours.
     pub fn record(&self, recording: &mut Recording, product: &Product) {
+        let fours = product.weights.chunks.iter().all(|chunk| chunk.rows.is_multiple_of(4) && chunk.first_row.is_multiple_of(4));
+        assert!(!self.spec.halves || fours, "gemm_coop: f16 outputs of chunks that are not cut in fours");
         let (format, epilogue) = (WeightFormat::F16, self.spec.epilogue);
         let block = (TILE_ROWS, tile_tokens(self.spec.fragments));
         let reads = Reads::Packed(reference::gemm_coop::gemm);
-        let method = Method { shader: &self.shader, format, epilogue, block, reads };
+        let method = Method { shader: &self.shader, format, epilogue, block, reads, halves: self.spec.halves };
         method.record(recording, product);
     }
 }

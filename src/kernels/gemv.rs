@@ -217,7 +217,7 @@ impl Gemv {
         let Spec { format, epilogue, .. } = self.spec;
         let twin: fn(&[f32], &[&[f32]]) -> Vec<f64> = |row, tokens| tokens.iter().map(|x| reference::gemv::gemv(row, x)).collect();
         let (block, reads) = ((teams / self.tuning.split * rows, tokens), Reads::Normed(self.spec.norm, twin));
-        let method = Method { shader: &self.shader, format, epilogue, block, reads };
+        let method = Method { shader: &self.shader, format, epilogue, block, reads, halves: false };
         method.record(recording, product);
     }
 }

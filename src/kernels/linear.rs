@@ -92,14 +92,14 @@ impl Activations {
     }
 
     /// # Panics
-    /// When `length` elements of each of `tokens` rows do not fit.
-    fn check(&self, name: &str, tokens: u32, length: usize) {
+    /// When `length` elements of so many bytes of each of `tokens` rows do not fit.
+    fn check(&self, name: &str, tokens: u32, length: usize, element: u64) {
         let Activations { view, stride, offset } = self;
         let fits = stride.is_multiple_of(4) && offset.is_multiple_of(4);
         assert!(fits, "{name}: stride {stride} and offset {offset} must be multiples of 4");
         let end = *offset as usize + length.next_multiple_of(4);
         assert!(*stride as usize >= end || tokens <= 1, "{name}: {length} elements from {offset} of rows of {stride}");
-        let bytes = 4 * (u64::from(tokens.saturating_sub(1)) * u64::from(*stride) + end as u64);
+        let bytes = element * (u64::from(tokens.saturating_sub(1)) * u64::from(*stride) + end as u64);
         assert!(view.size() >= bytes, "{name}: {tokens} rows take {bytes} bytes, not {}", view.size());
     }
 }
@@ -148,6 +148,8 @@ pub(super) struct Method<'a> {
     pub block: (u32, u32),
     /// What it reads of the activations.
     pub reads: Reads,
+    /// Outputs are f16.
+    pub halves: bool,
 }
 
 /// What a kernel reads of the activations, with its twin: the products of a row with all tokens.
@@ -173,8 +175,8 @@ impl Method<'_> {
         assert!(weights.format == format, "{kernel} for {format:?} got a matrix of {:?}", weights.format);
         let uses = matches!(self.reads, Reads::Normed(true, _));
         assert!(uses == norm.is_some(), "{kernel} takes a norm: {uses}, and one was given: {}", norm.is_some());
-        x.check("x", tokens, weights.columns);
-        y.check("y", tokens, weights.rows / epilogue.rows());
+        x.check("x", tokens, weights.columns, 4);
+        y.check("y", tokens, weights.rows / epilogue.rows(), if self.halves { 2 } else { 4 });
         let row_bytes = format.row_bytes(weights.columns);
         for chunk in &weights.chunks {
             let even = chunk.rows.is_multiple_of(epilogue.rows()) && chunk.first_row.is_multiple_of(epilogue.rows());
@@ -216,8 +218,8 @@ impl Method<'_> {
                     bindings.extend([("x", x.view.clone()), ("norm", norm)]);
                 }
             }
-            let reads = self.reads;
-            let twin = move |host: &Host| twin(params, format, epilogue, reads, host);
+            let (reads, halves) = (self.reads, self.halves);
+            let twin = move |host: &Host| twin(params, (format, epilogue), (reads, halves), host);
             let blocks = tokens.div_ceil(self.block.1);
             let grid = match grid_1d(params.rows.div_ceil(self.block.0)) {
                 Grid::Direct([x, y, _]) => Grid::Direct([blocks, x, y]),
@@ -228,8 +230,13 @@ impl Method<'_> {
     }
 }
 
-fn twin(params: Params, format: WeightFormat, epilogue: Epilogue, reads: Reads, host: &Host) {
-    let (weights, y) = (host.get::<u8>("weights"), host.get::<f32>("y"));
+fn twin(
+    params: Params,
+    (format, epilogue): (WeightFormat, Epilogue),
+    (reads, halves): (Reads, bool),
+    host: &Host,
+) {
+    let weights = host.get::<u8>("weights");
     let columns = params.columns as usize;
     let tokens = 0..params.tokens as usize;
     let x = |normed: bool| {
@@ -268,7 +275,7 @@ fn twin(params: Params, format: WeightFormat, epilogue: Epilogue, reads: Reads, 
             Epilogue::Store => values,
             Epilogue::Add => {
                 let first = (token * params.y_stride + params.y_offset + params.first_row) as usize;
-                reference::add::add(&y[first..first + values.len()], &values, params.scale)
+                reference::add::add(&host.get::<f32>("y")[first..first + values.len()], &values, params.scale)
             }
             Epilogue::Swiglu => {
                 let every_second = |from: usize| values.iter().skip(from).step_by(2).copied().collect::<Vec<f32>>();
@@ -276,7 +283,11 @@ fn twin(params: Params, format: WeightFormat, epilogue: Epilogue, reads: Reads, 
             }
         };
         let first = params.first_row as usize / epilogue.rows();
-        host.set("y", (token * params.y_stride + params.y_offset) as usize + first, &outputs);
+        let to = (token * params.y_stride + params.y_offset) as usize + first;
+        match halves {
+            true => host.set("y", to, &reference::gemm_coop::halves(&outputs)),
+            false => host.set("y", to, &outputs),
+        }
     }
 }
 
@@ -330,7 +341,10 @@ pub struct Linear {
 struct Matrices {
     pack: PackRows,
     packed: Packed,
+    /// By epilogue and fragments.
     gemm: Vec<OnceLock<GemmCoop>>,
+    /// With outputs as f16, by fragments.
+    halves: [OnceLock<GemmCoop>; 3],
 }
 
 impl Linear {
@@ -363,6 +377,7 @@ impl Linear {
                 scales: device.alloc(4 * u64::from(tokens), "scales of packed activations")?.view(),
             },
             gemm: (0..Epilogue::ALL.len() * gemm_coop::FRAGMENTS.len()).map(|_| OnceLock::new()).collect(),
+            halves: Default::default(),
         };
         Ok(Linear { matrices: Some(matrices), ..linear })
     }
@@ -396,13 +411,31 @@ impl Linear {
             let made = self.gemv[slot].get_or_init(|| Gemv::chosen(&spec, &self.caps));
             made.record(recording, product);
         } else if let Some(matrices) = matrices {
-            matrices.record(recording, epilogue, product, &self.caps);
+            matrices.record(recording, epilogue, product, false, &self.caps);
         } else {
             let class = class(&gemm::TOKENS);
             let spec = gemm::Spec { format, epilogue, tokens: gemm::TOKENS[class] };
             let made = self.gemm[of * gemm::TOKENS.len() + class].get_or_init(|| Gemm::chosen(&spec, &self.caps));
             made.record(recording, product);
         }
+    }
+}
+
+impl Linear {
+    /// Whether products with matrices of that format run on matrix units, where there are enough tokens.
+    pub fn on_matrices(&self, format: WeightFormat) -> bool {
+        self.matrices.is_some() && format == WeightFormat::F16
+    }
+
+    /// Adds a product on matrix units whose outputs are f16, `[tokens, rows]` at `y`; what f16 does not hold becomes
+    /// its largest number. Any number of tokens, not more than [`Linear::on`] was made for.
+    ///
+    /// # Panics
+    /// When nothing is on matrix units, or a chunk's rows are no multiple of 4.
+    pub fn record_halves(&self, recording: &mut Recording, product: &Product) {
+        let matrices = self.matrices.as_ref().filter(|matrices| matrices.fits(product));
+        let matrices = matrices.expect("the caller asked whether products run on matrix units");
+        matrices.record(recording, Epilogue::Store, product, true, &self.caps);
     }
 }
 
@@ -417,7 +450,7 @@ impl Matrices {
         product.weights.format == WeightFormat::F16 && bytes <= self.packed.values.size()
     }
 
-    fn record(&self, recording: &mut Recording, epilogue: Epilogue, product: &Product, caps: &Caps) {
+    fn record(&self, recording: &mut Recording, epilogue: Epilogue, product: &Product, halves: bool, caps: &Caps) {
         let Product { weights, x, tokens, .. } = *product;
         let params = pack_rows::Params {
             rows: tokens,
@@ -429,8 +462,11 @@ impl Matrices {
         self.pack.record(recording, params, x.view.clone(), &self.packed);
         let fragments = gemm_coop::fragments(weights.rows as u32, tokens);
         let class = gemm_coop::FRAGMENTS.iter().position(|f| *f == fragments).expect("it is one of them");
-        let spec = gemm_coop::Spec { epilogue, fragments };
-        let made = &self.gemm[epilogue as usize * gemm_coop::FRAGMENTS.len() + class];
+        let spec = gemm_coop::Spec { epilogue, fragments, halves };
+        let made = match halves {
+            true => &self.halves[class],
+            false => &self.gemm[epilogue as usize * gemm_coop::FRAGMENTS.len() + class],
+        };
         let made = made.get_or_init(|| GemmCoop::chosen(&spec, caps));
         made.record(recording, &Product { packed: Some(&self.packed), ..*product });
     }

@@ -8,6 +8,7 @@ use super::pack_rows::Packed;
 use super::weights::{BLOCK, WeightChunk, WeightFormat, Weights, pack};
 use super::{Case, Data, Job, Kernel, Tensor, Tensors, Tolerance};
 use crate::gpu::{Device, Options, Recording};
+use crate::reference::gemm_coop::halves;
 use crate::{Result, reference};
 
 /// Sizes of a case. `x` and `y` are (stride, offset).
@@ -28,6 +29,8 @@ pub struct Shape {
     pub norm: bool,
     /// The activations are there as f16, too.
     pub packed: bool,
+    /// Outputs are f16.
+    pub halves: bool,
 }
 
 /// The names of a case's chunks.
@@ -50,6 +53,7 @@ impl Shape {
             hint: tokens as u32,
             norm: false,
             packed: false,
+            halves: false,
         }
     }
 
@@ -101,7 +105,10 @@ impl Shape {
         let mut tensors = vec![
             Tensor::input("x", Data::F32(xs.clone())),
             Tensor::input("norm", Data::F32(weight)),
-            Tensor::checked("y", Data::F32(ys), checks(outputs, y, Tolerance::f32(columns))),
+            match self.halves {
+                true => Tensor::checked("y", Data::F16(halves(&ys)), checks(outputs, y, Tolerance::f16())),
+                false => Tensor::checked("y", Data::F32(ys), checks(outputs, y, Tolerance::f32(columns))),
+            },
         ];
         if self.packed {
             let from: Vec<f32> = xs.chunks_exact(x.0).flat_map(|row| row[x.1..x.1 + columns].to_vec()).collect();

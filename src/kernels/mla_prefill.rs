@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::mla_combine::NOTHING;
@@ -64,7 +65,8 @@ pub struct Args {
     pub spans: View,
     /// `[tokens, q_stride]` f32: heads of n + p, the rope part turned.
     pub q: View,
-    /// `[keys, heads * (n + v)]` f32: for each head the key's part without rope, then the value.
+    /// `[keys, heads * (n + v)]` f32, for `mla_prefill_coop` f16: for each head the key's part without rope, then the
+    /// value.
     pub kv: View,
     /// `[keys, k_pe_stride]` f32, turned; any buffer where p is 0.
     pub k_pe: View,
@@ -141,21 +143,24 @@ impl MlaPrefill {
     /// # Panics
     /// When a stride is no multiple of 4 or less than a row.
     pub fn record(&self, recording: &mut Recording, args: Args) {
-        record(&self.shader, &self.spec, (ROWS, attend), recording, args);
+        let method = Method { rows: ROWS, halves: false, attend };
+        record(&self.shader, &self.spec, method, recording, args);
     }
 }
 
-/// A row's output and log-sum-exp: its query, keys, the width of a value, the scale of the scores.
-type Attend = fn(&[f32], &[Key], usize, f64) -> (Vec<f64>, f64);
+/// A kernel's part in recording a call.
+#[derive(Clone, Copy)]
+pub(super) struct Method {
+    /// New tokens of a workgroup.
+    pub rows: u32,
+    /// Expanded keys and values are f16.
+    pub halves: bool,
+    /// Its twin's output and log-sum-exp of a row: its query, keys, the width of a value, the scale of the scores.
+    pub attend: fn(&[f32], &[Key], usize, f64) -> (Vec<f64>, f64),
+}
 
-/// Records the call of a kernel whose workgroups take so many tokens, with its twin's attention of a row.
-pub(super) fn record(
-    shader: &Arc<Shader>,
-    spec: &Spec,
-    (rows, attend): (u32, Attend),
-    recording: &mut Recording,
-    args: Args,
-) {
+/// Records the call of a kernel.
+pub(super) fn record(shader: &Arc<Shader>, spec: &Spec, method: Method, recording: &mut Recording, args: Args) {
     let kernel = shader.kernel;
     let Args { heads, q_stride, k_pe_stride, .. } = args;
     let Spec { nope, rope, value, .. } = *spec;
@@ -183,16 +188,20 @@ pub(super) fn record(
         ("lse", args.lse),
     ];
     let (spec, count, scale) = (spec.clone(), args.count as usize, args.scale);
-    let twin = move |host: &Host| twin(&spec, params, count, (scale, attend), host);
-    let grid = Grid::Direct([args.most_tokens.div_ceil(rows), heads, args.count]);
+    let twin = move |host: &Host| twin(&spec, params, count, (scale, method), host);
+    let grid = Grid::Direct([args.most_tokens.div_ceil(method.rows), heads, args.count]);
     recording.call(shader, bindings, bytemuck::bytes_of(&params), grid, twin);
 }
 
-fn twin(spec: &Spec, params: Params, count: usize, (scale, attend): (f32, Attend), host: &Host) {
+fn twin(spec: &Spec, params: Params, count: usize, (scale, method): (f32, Method), host: &Host) {
     let (n, p, v) = (spec.nope as usize, spec.rope as usize, spec.value as usize);
     let heads = params.heads as usize;
     let (batch, spans) = (host.get::<Sequence>("batch"), host.get::<Span>("spans"));
-    let (q, kv, k_pe) = (host.get::<f32>("q"), host.get::<f32>("kv"), host.get::<f32>("k_pe"));
+    let (q, k_pe) = (host.get::<f32>("q"), host.get::<f32>("k_pe"));
+    let kv: Vec<f32> = match method.halves {
+        true => host.get::<f16>("kv").iter().map(|x| x.to_f32()).collect(),
+        false => host.get::<f32>("kv").to_vec(),
+    };
     let (earlier, earlier_lse) = (host.get::<f32>("output"), host.get::<f32>("lse"));
     for span in &spans[..count] {
         let sequence = batch[span.sequence as usize];
@@ -209,7 +218,7 @@ fn twin(spec: &Spec, params: Params, count: usize, (scale, attend): (f32, Attend
             let token = sequence.first_row as usize + token;
             let query = &q[token * params.q_stride as usize + head * (n + p)..][..n + p];
             let scale = f64::from(scale) * growth(position as u32, params.beta, params.length);
-            let (mut output, mut lse) = attend(query, &keys, v, scale);
+            let (mut output, mut lse) = (method.attend)(query, &keys, v, scale);
             if spec.accumulate {
                 let at = token * heads + head;
                 let here: Vec<f32> = output.iter().map(|o| *o as f32).collect();

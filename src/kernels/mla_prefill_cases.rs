@@ -8,6 +8,7 @@ use super::mla_prefill_coop::MlaPrefillCoop;
 use super::{Case, Check, Data, Job, Kernel, Sequence, Set, Span, Tensor, Tensors, Tolerance};
 use crate::Result;
 use crate::gpu::{Device, Options, Recording};
+use crate::reference::gemm_coop::halves;
 
 /// A kernel of these cases.
 pub(super) trait Prefill: Kernel<Spec = Spec> {
@@ -15,6 +16,8 @@ pub(super) trait Prefill: Kernel<Spec = Spec> {
     const WIDTH: u32;
     /// The NMSE that its rounding to fewer bits than f32's gives, and the factor on that of f32's sums.
     const ROUNDING: (f64, f64);
+    /// Expanded keys and values are f16.
+    const HALVES: bool;
     /// Its `record`.
     fn add(&self, recording: &mut Recording, args: Args);
 }
@@ -22,6 +25,7 @@ pub(super) trait Prefill: Kernel<Spec = Spec> {
 impl Prefill for MlaPrefill {
     const WIDTH: u32 = 2;
     const ROUNDING: (f64, f64) = (0.0, 1.0);
+    const HALVES: bool = false;
 
     fn add(&self, recording: &mut Recording, args: Args) {
         self.record(recording, args);
@@ -32,6 +36,7 @@ impl Prefill for MlaPrefillCoop {
     const WIDTH: u32 = 16;
     // Weights have 11 bits; matrix units cut the bits of a sum that are far below its largest term.
     const ROUNDING: (f64, f64) = (2.4e-7, 4.0);
+    const HALVES: bool = true;
 
     fn add(&self, recording: &mut Recording, args: Args) {
         self.record(recording, args);
@@ -215,7 +220,7 @@ impl Shape {
         let mut tensors = vec![
             Tensor::input("batch", words(&batch)),
             Tensor::input("q", Data::F32(q)),
-            Tensor::input("kv", Data::F32(kv)),
+            Tensor::input("kv", if K::HALVES { Data::F16(halves(&kv)) } else { Data::F32(kv) }),
             Tensor::input("k_pe", Data::F32(k_pe)),
             Tensor::output("output", Data::F32(output), Check::rows(v, tolerance)),
             Tensor::output("lse", Data::F32(lse), Check::rows(heads, tolerance)),

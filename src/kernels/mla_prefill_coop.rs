@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::mla_prefill::{self, Args, MlaPrefill, Params, Spec};
+use super::mla_prefill::{self, Args, Method, MlaPrefill, Params, Spec};
 use super::mla_prefill_cases::{cases, outcome};
 use super::{Case, Choice, Field, Kernel, Set, Variant};
 use crate::gpu::{Caps, Device, Recording, Shader, Source};
@@ -25,8 +25,8 @@ impl Tuning {
 
     /// Whether what the shader's lanes move of a tile has names there, and its variables fit `limit` bytes.
     fn fits(&self, spec: &Spec, limit: u32) -> bool {
-        let (expanded, turned) = (self.keys * (spec.nope + spec.value) / 4, self.keys * spec.rope / 4);
-        expanded <= 8 * WORKGROUP && turned <= 2 * WORKGROUP && self.bytes(spec) <= limit
+        let (expanded, turned) = (self.keys * (spec.nope + spec.value) / 8, self.keys * spec.rope / 4);
+        expanded <= 4 * WORKGROUP && turned <= 2 * WORKGROUP && self.bytes(spec) <= limit
     }
 }
 
@@ -92,6 +92,7 @@ impl Kernel for MlaPrefillCoop {
             .u32("KEYS", tuning.keys)
             .bool("ACCUMULATE", accumulate)
             .module(wgsl!("lib/batch"))
+            .module(wgsl!("lib/expanded_f16"))
             .f16()
             .subgroups()
             .cooperative_matrix()
@@ -115,7 +116,8 @@ impl MlaPrefillCoop {
     /// # Panics
     /// As there.
     pub fn record(&self, recording: &mut Recording, args: Args) {
-        mla_prefill::record(&self.shader, &self.spec, (ROWS, reference::mla_prefill_coop::attend), recording, args);
+        let method = Method { rows: ROWS, halves: true, attend: reference::mla_prefill_coop::attend };
+        mla_prefill::record(&self.shader, &self.spec, method, recording, args);
     }
 }
 
@@ -128,15 +130,16 @@ pub enum Attention {
 }
 
 impl Attention {
-    /// For keys of `nope` and `rope` values, and values of `value`: matrix units where they suit these, and a case of
-    /// each kernel agreed with its twin. A failed case is a warning: something is wrong with that driver.
+    /// For keys of `nope` and `rope` values, and values of `value`. Matrix units where the caller can give keys and
+    /// values as f16 (`halves`), the widths suit them, and a case of each kernel agreed with its twin. A failed case is
+    /// a warning: something is wrong with that driver.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
-    pub fn new((nope, rope, value): (u32, u32, u32), device: &Device) -> Result<Attention> {
+    pub fn new((nope, rope, value): (u32, u32, u32), halves: bool, device: &Device) -> Result<Attention> {
         let caps = device.caps();
         let specs = [false, true].map(|accumulate| Spec { nope, rope, value, accumulate });
-        if MlaPrefillCoop::refusal(&specs[0], caps).is_none() {
+        if halves && MlaPrefillCoop::refusal(&specs[0], caps).is_none() {
             let kernels = specs.clone().map(|spec| MlaPrefillCoop::chosen(&spec, caps));
             let mut fault = None;
             for kernel in &kernels {

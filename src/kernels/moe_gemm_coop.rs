@@ -60,7 +60,8 @@ impl Kernel for MoeGemmCoop {
 
     fn new(spec: &Spec, _: &Tuning) -> MoeGemmCoop {
         assert!(FRAGMENTS.contains(&spec.fragments), "moe_gemm_coop: fragments of {FRAGMENTS:?}: {spec:?}");
-        let shader = spec.step.epilogue().add_to(gemm_coop::products(Self::SOURCE, spec.fragments)).build();
+        let products = gemm_coop::products(Self::SOURCE, spec.fragments).module(wgsl!("lib/put_f32"));
+        let shader = spec.step.epilogue().add_to(products).build();
         MoeGemmCoop { spec: *spec, shader }
     }
 

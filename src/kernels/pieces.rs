@@ -42,8 +42,6 @@ pub const ALIGNED: u32 = 256 / size_of::<Span>() as u32;
 const BYTES: u64 = 64 << 20;
 /// The most keys of a piece.
 const KEYS: u64 = 2048;
-/// New tokens, and keys, of a workgroup's tile in `mla_prefill`.
-const TILE: (u32, u32) = (64, 32);
 
 /// The most keys of a piece, at `key` bytes of expanded keys and values each, where a binding holds `binding`
 /// bytes.
@@ -101,9 +99,11 @@ pub struct Widths {
 /// When attention is materialised: a Tuning of the device.
 #[derive(Clone, Debug)]
 pub struct Crossover {
-    /// What a multiply-add of `mla_prefill` takes, that of `mla_decode` being 1.
+    /// What a multiply-add of `mla_prefill` takes, that of `mla_decode` being 1; on matrix units of their kernels there.
     pub attend: f64,
-    /// What one of the expansion takes (`gemm`), likewise.
+    /// New tokens, and keys, of a workgroup's tile in it.
+    pub tile: (u32, u32),
+    /// What a multiply-add of the expansion takes (`gemm`), likewise.
     pub expand: f64,
     /// What one of the up-projections of new tokens takes (`mla_absorb`, `mla_combine`), likewise.
     pub absorb: f64,
@@ -112,20 +112,26 @@ pub struct Crossover {
 }
 
 impl Crossover {
-    /// The one of a device; `matrices` says that `mla_decode` runs on matrix units.
-    pub fn of(caps: &Caps, matrices: bool) -> Crossover {
-        match (caps.is_software(), matrices) {
+    /// The one of a device; `decode` and `prefill` say that absorbed and that materialised attention run on matrix
+    /// units.
+    pub fn of(caps: &Caps, decode: bool, prefill: bool) -> Crossover {
+        let tile = if prefill { (128, 32) } else { (64, 32) };
+        match (caps.is_software(), decode, prefill) {
             // lavapipe, prompts of 960 tokens: mla_decode 0.13 GFLOP/s, mla_prefill and gemm 0.29; the
             // up-projections, with a workgroup a token and head, cost more than their arithmetic.
-            (true, _) => Crossover { attend: 0.5, expand: 0.5, absorb: 4.0, why: "as measured on a CPU driver" },
+            (true, ..) => Crossover { attend: 0.5, tile, expand: 0.5, absorb: 4.0, why: "as measured on a CPU driver" },
             // H100, DeepSeek-V2-Lite's layers, prompts of 512 tokens: the 4096 tokens before them took 94 ms
             // absorbed (21 TFLOP/s) and 142 ms materialised (11); without them, absorbed took 10 ms more.
-            (false, false) => Crossover { attend: 1.9, expand: 1.9, absorb: 5.0, why: "as measured on an H100" },
+            (false, false, _) => Crossover { attend: 1.9, tile, expand: 1.9, absorb: 5.0, why: "as measured on an H100" },
             // There, with all products on matrix units but those of mla_prefill, prompts of 1,024 tokens took 111.9
             // ms absorbed and 97.9 materialised; 7.6 and 18.7 ms more for each 1,024 tokens before them.
-            (false, true) => {
+            (false, true, false) => {
                 let why = "as measured on an H100, where only mla_prefill runs on invocations";
-                Crossover { attend: 7.6, expand: 2.0, absorb: 23.0, why }
+                Crossover { attend: 7.6, tile, expand: 2.0, absorb: 23.0, why }
+            }
+            (false, true, true) => {
+                let why = "as measured on an H100, on matrix units but for the up-projections of queries and outputs";
+                Crossover { attend: 1.2, tile, expand: 0.7, absorb: 23.0, why }
             }
         }
     }
@@ -143,9 +149,10 @@ impl Crossover {
         if s.tokens == 0 {
             return 0.0;
         }
-        let blocks = (0..s.tokens).step_by(TILE.0 as usize).map(|first| {
-            let seen = s.position + (first + TILE.0).min(s.tokens);
-            f64::from(TILE.0) * f64::from(seen.next_multiple_of(TILE.1))
+        let (rows, keys) = self.tile;
+        let blocks = (0..s.tokens).step_by(rows as usize).map(|first| {
+            let seen = s.position + (first + rows).min(s.tokens);
+            f64::from(rows) * f64::from(seen.next_multiple_of(keys))
         });
         let expanded = f64::from(s.position + s.tokens) * f64::from(latent) * f64::from(nope + value);
         self.attend * blocks.sum::<f64>() * f64::from(nope + rope + value) + self.expand * expanded
@@ -163,7 +170,7 @@ impl Crossover {
 
 impl fmt::Display for Crossover {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Crossover { attend, expand, absorb, why } = self;
+        let Crossover { attend, expand, absorb, why, .. } = self;
         write!(
             f,
             "materialised in steps where keys x r (n + v) x {expand} + tokens x keys x (n + p + v) x {attend} is \
@@ -220,12 +227,12 @@ mod tests {
     fn on_a_gpu_prompts_are_materialised_and_what_follows_a_long_context_is_absorbed() {
         let widths = Widths { latent: 512, nope: 128, rope: 64, value: 128 };
         for matrices in [false, true] {
-            let gpu = Crossover::of(&Caps::portable(), matrices);
+            let gpu = Crossover::of(&Caps::portable(), matrices, false);
             assert!(gpu.materialises(&batch(&[(0, 256)]), &widths));
             assert!(!gpu.materialises(&batch(&[(4096, 256)]), &widths), "measured: 317 ms absorbed, 355 materialised");
         }
         // Measured, ms: 119.7 absorbed and 112.6 materialised, 126.1 and 132.2.
-        let matrices = Crossover::of(&Caps::matrices(), true);
+        let matrices = Crossover::of(&Caps::matrices(), true, false);
         assert!(matrices.materialises(&batch(&[(1024, 1024)]), &widths));
         assert!(!matrices.materialises(&batch(&[(2048, 1024)]), &widths));
     }
@@ -233,7 +240,7 @@ mod tests {
     #[test]
     fn prompts_are_materialised_and_few_tokens_over_a_long_context_are_absorbed() {
         let widths = Widths { latent: 512, nope: 128, rope: 64, value: 128 };
-        let even = Crossover { attend: 1.0, expand: 1.0, absorb: 1.0, why: "" };
+        let even = Crossover { attend: 1.0, tile: (64, 32), expand: 1.0, absorb: 1.0, why: "" };
         let materialises = |lengths: &[(u32, u32)]| even.materialises(&batch(lengths), &widths);
         assert!(materialises(&[(0, 256)]) && materialises(&[(4096, 512)]) && materialises(&[(0, 4096)]));
         assert!(!materialises(&[(4096, 1)]) && !materialises(&[(100_000, 64)]) && !materialises(&[(0, 1)]));

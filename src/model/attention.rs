@@ -50,7 +50,7 @@ struct ByFormat {
 }
 
 impl Attention {
-    pub fn new(device: &Device, model: &Model, limits: &Limits) -> Result<Attention> {
+    pub fn new(device: &Device, model: &Model, limits: &Limits, linear: &Linear) -> Result<Attention> {
         let (mla, caps) = (model.config.mla.clone(), device.caps());
         let Mla { heads, latent, nope, rope, value, .. } = mla;
         let layout = mla.rotation.layout;
@@ -85,7 +85,8 @@ impl Attention {
         let absorbed = 4 * u64::from(limits.tokens) * u64::from(heads * width);
         let decode = mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens };
         let decoder = Decoder::new(&decode, limits.page, device)?;
-        let prefill = (limits, decoder.on_matrices());
+        let halves = blocks().all(|block| linear.on_matrices(block.attention.kv_b.format));
+        let prefill = (limits, decoder.on_matrices(), halves);
         Ok(Attention {
             page: limits.page,
             norm: RmsNorm::chosen(&rms_norm::Spec, caps),

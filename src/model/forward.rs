@@ -147,13 +147,14 @@ impl Forward {
         let (config, caps) = (&model.config, device.caps());
         let hidden = |label| rows(device, limits.tokens, config.hidden, label);
         let shortcut = config.layers.iter().any(|layer| layer.shortcut.is_some());
+        let linear = Linear::on(device, limits.tokens, config.most_columns())?;
         Ok(Forward {
             embed: Embed::chosen(&embed::Spec { format: model.embedding.format }, caps),
             pick: Embed::chosen(&embed::Spec { format: WeightFormat::F32 }, caps),
             norm: RmsNorm::chosen(&rms_norm::Spec, caps),
             add: Add::chosen(&add::Spec, caps),
-            linear: Linear::on(device, limits.tokens, config.most_columns())?,
-            attention: Attention::new(device, model, limits)?,
+            attention: Attention::new(device, model, limits, &linear)?,
+            linear,
             mlp: MlpKernels::new(device, model, limits)?,
             hidden: hidden("hidden states")?,
             normed: hidden("normalised hidden states")?,

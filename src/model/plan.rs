@@ -18,7 +18,7 @@ pub const PAGE: u64 = 64;
 
 /// Tokens of a prompt that one step takes, as the engine does by default: matrix units want tiles that are full.
 pub fn step_tokens(matrices: bool) -> u32 {
-    if matrices { 1024 } else { 256 }
+    if matrices { 2048 } else { 256 }
 }
 
 /// What of the tokens before an attention keeps.

@@ -34,7 +34,7 @@ pub(super) struct Materialised {
     latents: Activations,
     /// `[keys, rope]`, rows rounded up to 4.
     k_pe: Activations,
-    /// `[keys, heads * (nope + value)]`
+    /// `[keys, heads * (nope + value)]`, f16 where attention is on matrix units.
     kv: Activations,
 }
 
@@ -51,12 +51,12 @@ pub(super) fn piece_bytes(mla: &Mla, tokens: u64) -> u64 {
 }
 
 impl Materialised {
-    /// For steps within the limits; `None` where prompts are absorbed. `matrices` says what absorbed attention
-    /// runs on.
+    /// For steps within the limits; `None` where prompts are absorbed. `matrices` says that absorbed attention runs on
+    /// matrix units, `halves` that products with the model's `kv_b` do.
     pub fn new(
         device: &Device,
         mla: &Mla,
-        (limits, matrices): (&Limits, bool),
+        (limits, matrices, halves): (&Limits, bool, bool),
         frequencies: Frequencies,
         rope_table: View,
     ) -> Result<Option<Materialised>> {
@@ -69,11 +69,12 @@ impl Materialised {
         let most = pieces::most_keys(4 * u64::from(expanded(mla)), caps.binding_bytes.min(caps.buffer_bytes));
         let keys = most.min(limits.piece.unwrap_or(u32::MAX)).min(limits.context.saturating_mul(limits.sequences));
         let keys = keys.max(1);
-        let attend = Attention::new((nope, rope, value), device)?;
+        let attend = Attention::new((nope, rope, value), halves, device)?;
+        let values = if attend.on_matrices() { expanded(mla) / 2 } else { expanded(mla) };
         let of = |length, label| rows(device, keys, length, label);
         Ok(Some(Materialised {
             always: limits.prefill == Prefill::Materialised,
-            crossover: Crossover::of(caps, matrices),
+            crossover: Crossover::of(caps, matrices, attend.on_matrices()),
             rope: Rope::chosen(&rope::Spec { layout: mla.rotation.layout }, caps),
             frequencies: Arc::new(frequencies),
             rope_table,
@@ -83,7 +84,7 @@ impl Materialised {
             latents: of(latent, "gathered latents")?,
             // Where there is no rope it is bound all the same.
             k_pe: of(rope.max(4), "gathered rope keys")?,
-            kv: of(expanded(mla), "expanded keys and values")?,
+            kv: of(values, "expanded keys and values")?,
             mla: mla.clone(),
         }))
     }
@@ -139,8 +140,12 @@ impl Materialised {
                 most_keys: piece.most_keys,
             };
             self.gather.record(recording, &gather);
-            let product = Product::new(&weights.kv_b, &self.latents, &self.kv, piece.keys);
-            linear.record(recording, Epilogue::Store, &product);
+            let kv = Activations::rows(self.kv.view.clone(), expanded(&self.mla));
+            let product = Product::new(&weights.kv_b, &self.latents, &kv, piece.keys);
+            match self.attend.on_matrices() {
+                true => linear.record_halves(recording, &product),
+                false => linear.record(recording, Epilogue::Store, &product),
+            }
             let attend = mla_prefill::Args {
                 batch: step.batch.clone(),
                 spans,

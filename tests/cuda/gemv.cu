@@ -5,8 +5,17 @@ struct Params {
   float scale, eps;
 };
 
+#if defined(PUT_F16)
+// What f16 does not hold becomes its largest number.
+typedef u16 Output;
+__device__ inline u16 put(float value) { return f16_bits(fabsf(value) > 65504.0f ? copysignf(65504.0f, value) : value); }
+#else
+typedef float Output;
+__device__ inline float put(float value) { return value; }
+#endif
+
 // `product(row, token)` is what makes an output.
-template <class Product> __device__ void products(const Params &params, float *y, Product product) {
+template <class Product> __device__ void products(const Params &params, Output *y, Product product) {
   u32 outputs = params.rows / JOINED;
   EACH_WARP(i, (u64)params.tokens * outputs) {
     u32 token = i / outputs, output = i % outputs;
@@ -16,7 +25,7 @@ template <class Product> __device__ void products(const Params &params, float *y
 #if defined(EPILOGUE_ADD)
       y[to] += params.scale * sum;
 #else
-      y[to] = sum;
+      y[to] = put(sum);
 #endif
     }
   }
@@ -24,7 +33,7 @@ template <class Product> __device__ void products(const Params &params, float *y
 
 #if defined(PRODUCT_COOP)
 extern "C" __global__ void gemm_coop(Params params, Grid grid, const void *weights, const u16 *x, const float *scales,
-                                     float *y) {
+                                     Output *y) {
   products(params, y, [&](u64 row, u32 token) {
     return joined(weights, row, x + (u64)token * params.blocks * 32u, params.columns, scales[token]);
   });

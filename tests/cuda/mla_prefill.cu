@@ -1,6 +1,6 @@
 // Attention of new tokens over expanded keys and values, a (token, head) row a thread; with ACCUMULATE merged with
 // what `output` and `lse` hold of earlier pieces of the context. With COOP, which stands for mla_prefill_coop, queries
-// (the scale of the scores in them), keys and values are rounded to f16.
+// (the scale of the scores in them) and rope keys are rounded to f16, and keys and values are f16.
 
 struct Params {
   u32 heads, q_stride, kv_stride, k_pe_stride, output_stride;
@@ -10,14 +10,18 @@ struct Params {
 
 #if defined(COOP)
 #define KERNEL mla_prefill_coop
+typedef u16 Expanded;
 __device__ inline float seen(float value) { return f16_value(f16_bits(value)); }
+__device__ inline float held(u16 value) { return f16_value(value); }
 #else
 #define KERNEL mla_prefill
+typedef float Expanded;
 __device__ inline float seen(float value) { return value; }
+__device__ inline float held(float value) { return value; }
 #endif
 
 extern "C" __global__ void KERNEL(Params params, Grid grid, const Sequence *batch, const Span *spans, const float *q,
-                                  const float *kv, const float *k_pe, float *output, float *lse) {
+                                  const Expanded *kv, const float *k_pe, float *output, float *lse) {
   for (u32 s = 0u; s < grid.z; s++) {
     Span span = spans[s];
     Sequence sequence = batch[span.sequence];
@@ -29,9 +33,10 @@ extern "C" __global__ void KERNEL(Params params, Grid grid, const Sequence *batc
       float factor = params.scale * growth(position, params.beta, params.length);
       auto score = [&](u32 key) {
         u64 at = span.row + key - span.begin;
-        const float *nope = kv + at * params.kv_stride + head * (N + V), *rope = k_pe + at * params.k_pe_stride;
+        const Expanded *nope = kv + at * params.kv_stride + head * (N + V);
+        const float *rope = k_pe + at * params.k_pe_stride;
         float sum = 0.0f;
-        for (u32 n = 0u; n < N; n++) sum += seen(factor * query[n]) * seen(nope[n]);
+        for (u32 n = 0u; n < N; n++) sum += seen(factor * query[n]) * held(nope[n]);
         for (u32 p = 0u; p < P; p++) sum += seen(factor * query[N + p]) * seen(rope[p]);
         return sum;
       };
@@ -40,9 +45,9 @@ extern "C" __global__ void KERNEL(Params params, Grid grid, const Sequence *batc
       for (u32 key = span.begin; key < end; key++) largest = fmaxf(largest, score(key));
       for (u32 key = span.begin; key < end; key++) {
         float weight = exp2f(score(key) - largest);
-        const float *value = kv + (u64)(span.row + key - span.begin) * params.kv_stride + head * (N + V) + N;
+        const Expanded *value = kv + (u64)(span.row + key - span.begin) * params.kv_stride + head * (N + V) + N;
         total += weight;
-        for (u32 v = 0u; v < V; v++) sums[v] += weight * seen(value[v]);
+        for (u32 v = 0u; v < V; v++) sums[v] += weight * held(value[v]);
       }
       float here = total > 0.0f ? (largest + log2f(total)) * LN_2 : NOTHING;
       float *to = output + row * params.output_stride + head * V, *own = lse + row * params.heads + head;
