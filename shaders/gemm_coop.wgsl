@@ -1,6 +1,6 @@
 // As gemm, on matrix units: f16 weights and packed activations.
 // Grid: x blocks of TILE_TOKENS tokens, y and z blocks of TILE_ROWS rows. Strides and offsets count f32.
-// lib: product_coop (TILE_ROWS, TILE_TOKENS, products, Output), put_* (Four), epilogue_*.
+// lib: product_coop (TILE_ROWS, TILE_TOKENS, products), put_* (put, Four), epilogue_*.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
 
 struct Params {
@@ -24,9 +24,13 @@ struct Params {
 @group(0) @binding(3) var<storage, read> scales: array<f32>;                // [tokens], of the packed rows
 @group(0) @binding(4) var<storage, read_write> y: array<Four>;              // [tokens, y_stride / 4]
 
-fn output_of(token: u32) -> Output {
-  let start = token * params.y_stride + params.y_offset + params.first_row / EPILOGUE_ROWS;
-  return Output(select(NOWHERE, start, token < params.tokens), scales[min(token, params.tokens - 1u)]);
+// Takes the sums of four outputs of a token, from row `row` on.
+fn finish(row: u32, token: u32, first: vec4<f32>, second: vec4<f32>) {
+  if (token < params.tokens && row < params.rows) {
+    let to = token * params.y_stride + params.y_offset + (params.first_row + row) / EPILOGUE_ROWS;
+    let scale = scales[token];
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * scale, second * scale);
+  }
 }
 
 @compute @workgroup_size(256)

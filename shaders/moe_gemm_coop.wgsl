@@ -1,6 +1,6 @@
 // As moe_gemm, on matrix units: f16 weights and packed activations.
 // Grid: x tiles of pairs, y and z blocks of TILE_ROWS rows. Strides count f32.
-// lib: product_coop (TILE_ROWS, products, Output), put_f32 (Four), epilogue_*.
+// lib: product_coop (TILE_ROWS, products), put_f32 (put, Four), epilogue_*.
 // Constants: FRAGMENTS of 16 pairs of a subgroup, 1, 2 or 4: moe_sort's tiles have 32 times as many.
 
 struct Params {
@@ -26,10 +26,14 @@ struct Params {
 // Where the tile starts in `order`, and its pairs.
 var<private> listed: vec2<u32>;
 
-// Of a pair, numbered within its tile.
-fn output_of(token: u32) -> Output {
-  let pair = order[listed.x + min(token, listed.y - 1u)];
-  return Output(select(NOWHERE, pair * params.y_stride, token < listed.y), scales[pair / params.share]);
+// Takes the sums of four outputs of a pair, numbered within its tile, from row `row` on.
+fn finish(row: u32, token: u32, first: vec4<f32>, second: vec4<f32>) {
+  if (token < listed.y && row < params.rows) {
+    let pair = order[listed.x + token];
+    let scale = scales[pair / params.share];
+    let to = pair * params.y_stride + row / EPILOGUE_ROWS;
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * scale, second * scale);
+  }
 }
 
 // Where the row of x of a pair of the tile starts.

@@ -3,8 +3,9 @@
 // in registers. A step of 32 columns is multiplied while the next is on its way from device memory to registers.
 // Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
-// lib: epilogue_* (EPILOGUE_ROWS), put_* (put).
-// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each; params.rows; output_of(token).
+// lib: epilogue_* (EPILOGUE_ROWS).
+// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each; finish(row, token, first,
+// second), which takes the sums of four outputs' rows, the first of them `row`.
 
 alias RowFragment = coop_mat16x16<f16, A>;
 alias TokenFragment = coop_mat16x16<f16, B>;
@@ -73,34 +74,19 @@ fn add(a: RowFragment, b: TokenFragment, sums: Sums) -> Sums {
   return coopMultiplyAdd(a, b, sums);
 }
 
-// Where the outputs of a token start in y, or NOWHERE, and the factor of their sums.
-struct Output {
-  start: u32,
-  scale: f32,
-}
-
-const NOWHERE = 0xffffffffu;
-
-// Writes what becomes of the sums of 32 rows, from `row` on, of a fragment's 16 tokens; `mine` is the output of token
-// `at.y` of the 32 that the fragment belongs to. `at` is subgroup and lane.
-fn leave(low: Sums, high: Sums, row: u32, fragment: u32, mine: Output, at: vec2<u32>) {
+// Hands out the sums of 32 rows of 16 tokens: `row` and `token` are the first ones, `at` subgroup and lane.
+fn leave(low: Sums, high: Sums, row: u32, token: u32, at: vec2<u32>) {
   let here = at.x * LEAVING;
   coopStore(low, &leaving[here], LEAVING_PITCH);
   coopStore(high, &leaving[here + 4u], LEAVING_PITCH);
   subgroupBarrier();
   const LANES = 8u / EPILOGUE_ROWS; // of a token
-  let quad = at.y % LANES * EPILOGUE_ROWS;
-  let first = row + 4u * quad;
   for (var i = at.y / LANES; i < 16u; i += 32u / LANES) {
-    let start = subgroupShuffle(mine.start, fragment % 2u * 16u + i);
-    let scale = subgroupShuffle(mine.scale, fragment % 2u * 16u + i);
-    if (start != NOWHERE && first < params.rows) {
-      let a = leaving[here + i * LEAVING_PITCH + quad] * scale;
-      let b = leaving[here + i * LEAVING_PITCH + quad + EPILOGUE_ROWS - 1u] * scale;
-      let pairs = EPILOGUE_ROWS == 2u;
-      let count = min((params.rows - first) / EPILOGUE_ROWS, 4u);
-      put(start + first / EPILOGUE_ROWS, count, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
-    }
+    let quad = at.y % LANES * EPILOGUE_ROWS;
+    let a = leaving[here + i * LEAVING_PITCH + quad];
+    let b = leaving[here + i * LEAVING_PITCH + quad + EPILOGUE_ROWS - 1u];
+    let pairs = EPILOGUE_ROWS == 2u;
+    finish(row + 4u * quad, token + i, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
   }
   subgroupBarrier(); // the memory is free
 }
@@ -151,12 +137,12 @@ fn products(first: vec2<u32>, steps: u32, w: vec4<u32>, t: vec2<u32>, lane: u32,
   }
   let row = first.x + mine.x;
   let token = first.y + mine.y;
-  let near = output_of(token + at.y);
-  leave(c[0], c[1], row, 0u, near, at); leave(c[2], c[3], row + 32u, 0u, near, at);
-  if (FRAGMENTS > 1u) { leave(c[4], c[5], row, 1u, near, at); leave(c[6], c[7], row + 32u, 1u, near, at); }
+  leave(c[0], c[1], row, token, at); leave(c[2], c[3], row + 32u, token, at);
+  if (FRAGMENTS > 1u) {
+    leave(c[4], c[5], row, token + 16u, at); leave(c[6], c[7], row + 32u, token + 16u, at);
+  }
   if (FRAGMENTS > 2u) {
-    let far = output_of(token + 32u + at.y);
-    leave(c[8], c[9], row, 2u, far, at); leave(c[10], c[11], row + 32u, 2u, far, at);
-    leave(c[12], c[13], row, 3u, far, at); leave(c[14], c[15], row + 32u, 3u, far, at);
+    leave(c[8], c[9], row, token + 32u, at); leave(c[10], c[11], row + 32u, token + 32u, at);
+    leave(c[12], c[13], row, token + 48u, at); leave(c[14], c[15], row + 32u, token + 48u, at);
   }
 }
