@@ -225,7 +225,7 @@ async fn token(
 async fn kernels(device: &Device, clock: &Clock, step: &Recording) -> Result<Vec<KernelTime>> {
     let mut groups: Vec<(KernelTime, Recording)> = Vec::new();
     for call in step.calls() {
-        let grid = format!("{} {:?}", call.shader.kernel, call.grid); let (kernel, part) = (if std::env::var_os("LAMINA_GRIDS").is_some() { &grid[..] } else { call.shader.kernel }, part(&call.stage));
+        let (kernel, part) = (call.shader.kernel, part(&call.stage));
         let known = groups.iter().position(|(row, _)| row.kernel == kernel && row.part == part);
         let at = known.unwrap_or_else(|| {
             let row = KernelTime { kernel: kernel.into(), part: part.into(), dispatches: 0, us: 0.0 };

@@ -44,11 +44,6 @@ pub(super) fn rolled(device: &wgpu::Device, shader: &Shader, text: &str, checked
     let mut words = naga::back::spv::write_vec(&module, &info, &options, None).ok()?;
     dont_unroll(&mut words);
     keep_halves(&mut words);
-    if let Ok(dir) = std::env::var("LAMINA_SPIRV") {
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let name: String = shader.key().chars().filter(|c| c.is_alphanumeric() || *c == '_').take(60).collect();
-        let _ = std::fs::write(format!("{dir}/{name}.spv"), bytes);
-    }
     let [x, y, z] = module.entry_points.first()?.workgroup_size;
     let entry = wgpu::PassthroughShaderEntryPoint { name: Cow::Borrowed("main"), workgroup_size: (x, y, z) };
     let desc = wgpu::ShaderModuleDescriptorPassthrough {

@@ -8,9 +8,10 @@ use rayon::prelude::*;
 
 use super::Kernel;
 use super::gemm::{self, Gemm};
-use super::gemm_coop::{self, GemmCoop};
+use super::gemm_coop::GemmCoop;
 use super::gemv::{self, Gemv};
-use super::pack_rows::{self, PackRows, Packed};
+use super::matrices::Matrices;
+use super::pack_rows::Packed;
 use super::weights::{BLOCK, WeightFormat, Weights};
 use crate::gpu::{Caps, Device, Grid, Host, Recording, Shader, ShaderBuilder, View, grid_1d};
 use crate::{Result, reference, wgsl};
@@ -230,12 +231,7 @@ impl Method<'_> {
     }
 }
 
-fn twin(
-    params: Params,
-    (format, epilogue): (WeightFormat, Epilogue),
-    (reads, halves): (Reads, bool),
-    host: &Host,
-) {
+fn twin(params: Params, (format, epilogue): (WeightFormat, Epilogue), (reads, halves): (Reads, bool), host: &Host) {
     let weights = host.get::<u8>("weights");
     let columns = params.columns as usize;
     let tokens = 0..params.tokens as usize;
@@ -337,16 +333,6 @@ pub struct Linear {
     matrices: Option<Matrices>,
 }
 
-/// Products on matrix units, with the memory for packed activations.
-struct Matrices {
-    pack: PackRows,
-    packed: Packed,
-    /// By epilogue and fragments.
-    gemm: Vec<OnceLock<GemmCoop>>,
-    /// With outputs as f16, by fragments.
-    halves: [OnceLock<GemmCoop>; 3],
-}
-
 impl Linear {
     /// For a device. Makes no kernel yet.
     pub fn new(caps: &Caps) -> Linear {
@@ -361,7 +347,7 @@ impl Linear {
     }
 
     /// As [`Linear::new`], on matrix units where the device has such that pass `gemm_coop`'s self-test: with memory
-    /// for [`packed_bytes`] of steps of `tokens` tokens and at most `columns` activations each.
+    /// for [`packed_bytes`](super::matrices::packed_bytes) of steps of `tokens` tokens and at most `columns` activations each.
     ///
     /// # Errors
     /// As [`Device::alloc`], and a lost device.
@@ -370,16 +356,7 @@ impl Linear {
         if tokens < linear.crossover.gemm_from || !GemmCoop::works(device)? {
             return Ok(linear);
         }
-        let matrices = Matrices {
-            pack: PackRows::chosen(&pack_rows::Spec, device.caps()),
-            packed: Packed {
-                values: device.alloc(packed_bytes(tokens, columns), "packed activations")?.view(),
-                scales: device.alloc(4 * u64::from(tokens), "scales of packed activations")?.view(),
-            },
-            gemm: (0..Epilogue::ALL.len() * gemm_coop::FRAGMENTS.len()).map(|_| OnceLock::new()).collect(),
-            halves: Default::default(),
-        };
-        Ok(Linear { matrices: Some(matrices), ..linear })
+        Ok(Linear { matrices: Some(Matrices::new(device, tokens, columns)?), ..linear })
     }
 
     /// Where `gemm` takes over, for `lamina info`.
@@ -422,53 +399,20 @@ impl Linear {
 }
 
 impl Linear {
-    /// Whether products with matrices of that format run on matrix units, where there are enough tokens.
-    pub fn on_matrices(&self, format: WeightFormat) -> bool {
-        self.matrices.is_some() && format == WeightFormat::F16
+    /// Whether [`Linear::record_halves`] takes so many tokens and matrices of that format and so many columns.
+    pub fn takes_halves(&self, format: WeightFormat, tokens: u32, columns: u32) -> bool {
+        self.matrices.as_ref().is_some_and(|matrices| matrices.holds(format, tokens, columns))
     }
 
     /// Adds a product on matrix units whose outputs are f16, `[tokens, rows]` at `y`; what f16 does not hold becomes
-    /// its largest number. Any number of tokens, not more than [`Linear::on`] was made for.
+    /// its largest number.
     ///
     /// # Panics
-    /// When nothing is on matrix units, or a chunk's rows are no multiple of 4.
+    /// When [`Linear::takes_halves`] says no, or a chunk's rows are no multiple of 4.
     pub fn record_halves(&self, recording: &mut Recording, product: &Product) {
         let matrices = self.matrices.as_ref().filter(|matrices| matrices.fits(product));
         let matrices = matrices.expect("the caller asked whether products run on matrix units");
         matrices.record(recording, Epilogue::Store, product, true, &self.caps);
-    }
-}
-
-/// Bytes of packed activations: f16, rows of whole blocks.
-pub fn packed_bytes(tokens: u32, columns: u32) -> u64 {
-    2 * u64::from(tokens) * u64::from(columns.next_multiple_of(BLOCK as u32))
-}
-
-impl Matrices {
-    fn fits(&self, product: &Product) -> bool {
-        let bytes = packed_bytes(product.tokens, product.weights.columns as u32);
-        product.weights.format == WeightFormat::F16 && bytes <= self.packed.values.size()
-    }
-
-    fn record(&self, recording: &mut Recording, epilogue: Epilogue, product: &Product, halves: bool, caps: &Caps) {
-        let Product { weights, x, tokens, .. } = *product;
-        let params = pack_rows::Params {
-            rows: tokens,
-            length: weights.columns as u32,
-            blocks: weights.columns.div_ceil(BLOCK) as u32,
-            x_stride: x.stride,
-            x_offset: x.offset,
-        };
-        self.pack.record(recording, params, x.view.clone(), &self.packed);
-        let fragments = gemm_coop::fragments(weights.rows as u32, tokens);
-        let class = gemm_coop::FRAGMENTS.iter().position(|f| *f == fragments).expect("it is one of them");
-        let spec = gemm_coop::Spec { epilogue, fragments, halves };
-        let made = match halves {
-            true => &self.halves[class],
-            false => &self.gemm[epilogue as usize * gemm_coop::FRAGMENTS.len() + class],
-        };
-        let made = made.get_or_init(|| GemmCoop::chosen(&spec, caps));
-        made.record(recording, &Product { packed: Some(&self.packed), ..*product });
     }
 }
 

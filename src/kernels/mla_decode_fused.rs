@@ -79,6 +79,11 @@ impl Spec {
         let values = if self.values { ROWS * self.latent + tuning.workgroup } else { 0 };
         tuning.scratch().max(queries).max(values)
     }
+
+    /// What fits so many bytes of workgroup memory.
+    fn fit(&self, subgroups: bool, bytes: u32) -> Option<Tuning> {
+        Tuning::fit(&self.decode(), ROWS, subgroups, |tuning| self.scratch(tuning), bytes)
+    }
 }
 
 /// (Head, token) rows of a block: their absorbed queries stand in workgroup memory together.
@@ -140,19 +145,26 @@ impl Kernel for MlaDecodeFused {
     type Spec = Spec;
     type Tuning = Tuning;
 
+    fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
+        let bytes = caps.workgroup_bytes.max(Caps::portable().workgroup_bytes);
+        let Spec { latent, nope, rope, .. } = spec;
+        let widths = format!("a latent of {latent} and keys of {nope} + {rope} do not fit {bytes} bytes of workgroup memory");
+        spec.fit(false, bytes).is_none().then_some(widths)
+    }
+
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
-        let fit = |subgroups, bytes| Tuning::fit(&spec.decode(), ROWS, subgroups, |t| spec.scratch(t), bytes);
-        let portable = fit(false, Caps::portable().workgroup_bytes).or_else(|| fit(false, caps.workgroup_bytes));
-        let tuning = portable.unwrap_or_else(|| panic!("mla_decode_fused: {spec:?} does not fit workgroup memory"));
+        let portable = spec.fit(false, Caps::portable().workgroup_bytes).or_else(|| spec.fit(false, caps.workgroup_bytes));
+        let Some(tuning) = portable else { return Vec::new() };
         let mut variants = vec![Variant { name: "portable", tuning }];
         if caps.subgroups.is_some_and(|(least, _)| least >= 8) {
-            variants.extend(fit(true, caps.workgroup_bytes).map(|tuning| Variant { name: "subgroup", tuning }));
+            variants.extend(spec.fit(true, caps.workgroup_bytes).map(|tuning| Variant { name: "subgroup", tuning }));
         }
         variants
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
-        let variant = Self::variants(spec, caps).pop().expect("the portable variant is always there");
+        let variant = Self::variants(spec, caps).pop();
+        let variant = variant.unwrap_or_else(|| panic!("mla_decode_fused: {:?}", Self::refusal(spec, caps)));
         let how = if variant.tuning.subgroups { "shuffles" } else { "workgroup memory" };
         let why = format!("{ROWS} rows a block, {} tokens a tile, products summed by {how}", variant.tuning.tile);
         Choice { why, variant }
@@ -271,5 +283,21 @@ fn twin(spec: &Spec, params: Params, count: usize, host: &Host) {
             let values: Vec<f32> = values.iter().map(|x| *x as f32).collect();
             host.set("output", row * values.len(), &values);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_that_do_not_fit_the_workgroup_memory_are_refused_with_its_size() {
+        let (weights, layout) = (WeightFormat::F16, RopeLayout::Half);
+        let spec = |format| Spec { nope: 128, rope: 64, value: 128, latent: 512, weights, format, layout, values: true };
+        let portable = Caps::portable();
+        assert_eq!(MlaDecodeFused::refusal(&spec(RecordFormat::F16), &portable), None);
+        let why = MlaDecodeFused::refusal(&spec(RecordFormat::F32), &portable).unwrap_or_default();
+        assert!(why.contains("16384 bytes of workgroup memory"), "{why:?}");
+        assert!(MlaDecodeFused::variants(&spec(RecordFormat::F32), &portable).is_empty());
     }
 }

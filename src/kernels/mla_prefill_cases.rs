@@ -120,7 +120,8 @@ pub(super) fn outcome<K: Prefill>(kernel: &K, spec: &Spec, device: &Device) -> R
     let (found, expected) = (run(device)?, run(&Device::cpu(&Options::default()))?);
     let error: f64 = expected.iter().zip(&found).map(|(e, f)| f64::from(e - f).powi(2)).sum();
     let size: f64 = expected.iter().map(|e| f64::from(*e).powi(2)).sum();
-    Ok((!(error <= SELF_TEST * size)).then(|| format!("its output is wrong by a share of {:.1e}", (error / size).sqrt())))
+    Ok((!(error <= SELF_TEST * size))
+        .then(|| format!("its output is wrong by a share of {:.1e}", (error / size).sqrt())))
 }
 
 /// A case: widths (n, p, v), sequences (position, tokens), the context from `from` on in pieces.

@@ -10,6 +10,7 @@ mod gqa_decode_cases;
 pub mod inputs;
 pub mod linear;
 mod linear_case;
+pub mod matrices;
 mod mla_decode_cases;
 mod mla_decode_fused_cases;
 mod mla_prefill_cases;

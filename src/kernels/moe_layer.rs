@@ -10,7 +10,8 @@ use std::fmt;
 
 use super::Kernel;
 use super::gemm_coop::{FRAGMENTS, tile_tokens};
-use super::linear::{self, Activations, Norm};
+use super::linear::{Activations, Norm};
+use super::matrices;
 use super::moe::{Experts, Step};
 use super::moe_combine::{self, MoeCombine};
 use super::moe_gemm::{self, MoeGemm, TILES};
@@ -51,7 +52,7 @@ pub struct Spec {
 impl Spec {
     /// Bytes of the packed rows of so many tokens, or of their pairs' inner rows.
     pub fn packed_bytes(&self, tokens: u32) -> u64 {
-        linear::packed_bytes(tokens, self.hidden).max(linear::packed_bytes(tokens * self.route.top_k, self.width))
+        matrices::packed_bytes(tokens, self.hidden).max(matrices::packed_bytes(tokens * self.route.top_k, self.width))
     }
 }
 

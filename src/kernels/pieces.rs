@@ -122,7 +122,9 @@ impl Crossover {
             (true, ..) => Crossover { attend: 0.5, tile, expand: 0.5, absorb: 4.0, why: "as measured on a CPU driver" },
             // H100, DeepSeek-V2-Lite's layers, prompts of 512 tokens: the 4096 tokens before them took 94 ms
             // absorbed (21 TFLOP/s) and 142 ms materialised (11); without them, absorbed took 10 ms more.
-            (false, false, _) => Crossover { attend: 1.9, tile, expand: 1.9, absorb: 5.0, why: "as measured on an H100" },
+            (false, false, _) => {
+                Crossover { attend: 1.9, tile, expand: 1.9, absorb: 5.0, why: "as measured on an H100" }
+            }
             // There, with all products on matrix units but those of mla_prefill, prompts of 1,024 tokens took 111.9
             // ms absorbed and 97.9 materialised; 7.6 and 18.7 ms more for each 1,024 tokens before them.
             (false, true, false) => {

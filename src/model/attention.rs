@@ -5,7 +5,6 @@ use super::config::{Growth, Mla};
 use super::forward::{Decode, Input, Limits, Step, rows};
 use super::load::{AttentionWeights, Model};
 use super::prefill::Materialised;
-use crate::Result;
 use crate::gpu::{Device, Recording, View};
 use crate::kernels::linear::{Activations, Epilogue, Linear, Norm, Product};
 use crate::kernels::mla_absorb::{self, MlaAbsorb};
@@ -17,6 +16,7 @@ use crate::kernels::mla_decode_fused::{self, MlaDecodeFused};
 use crate::kernels::rms_norm::{self, RmsNorm};
 use crate::kernels::weights::WeightFormat;
 use crate::kernels::{CacheChunk, Kernel};
+use crate::{Error, Result};
 
 /// The kernels of attention, and the memory between them.
 pub(super) struct Attention {
@@ -58,20 +58,29 @@ impl Attention {
         let mut formats: Vec<WeightFormat> = blocks().map(|block| block.attention.kv_b.format).collect();
         formats.dedup();
         let tokens = limits.usual_tokens;
+        let fused = |weights: WeightFormat, values| {
+            let format = limits.format;
+            let spec = mla_decode_fused::Spec { nope, rope, value, latent, weights, format, layout, values };
+            match MlaDecodeFused::refusal(&spec, caps) {
+                None => Ok(MlaDecodeFused::chosen(&spec, caps)),
+                Some(found) => {
+                    let (what, expected) = ("fused attention".into(), format!("widths that fit {}", caps.label()));
+                    Err(Error::Usage { what, expected, found })
+                }
+            }
+        };
         let by_format = |format: WeightFormat| {
-            let fused = |values| {
-                let (weights, format) = (format, limits.format);
-                let spec = mla_decode_fused::Spec { nope, rope, value, latent, weights, format, layout, values };
-                MlaDecodeFused::chosen(&spec, caps)
-            };
             let absorb = mla_absorb::Spec { nope, rope, value, latent, format, layout, tokens };
             let combine = mla_combine::Spec { latent, nope, value, format, output: Output::Values, tokens };
             let kernels = ByFormat {
                 absorb: MlaAbsorb::chosen(&absorb, caps),
                 combine: MlaCombine::chosen(&combine, caps),
-                fused: (limits.decode == Decode::Fused).then(|| [false, true].map(fused)),
+                fused: match limits.decode {
+                    Decode::Fused => Some([fused(format, false)?, fused(format, true)?]),
+                    _ => None,
+                },
             };
-            (format, kernels)
+            Ok((format, kernels))
         };
         let frequencies = mla.rotation.frequencies(limits.context);
         let table = frequencies.table(limits.context);
@@ -85,8 +94,9 @@ impl Attention {
         let absorbed = 4 * u64::from(limits.tokens) * u64::from(heads * width);
         let decode = mla_decode::Spec { latent, rope, format: limits.format, rows: heads * tokens };
         let decoder = Decoder::new(&decode, limits.page, device)?;
-        let halves = blocks().all(|block| linear.on_matrices(block.attention.kv_b.format));
-        let prefill = (limits, decoder.on_matrices(), halves);
+        let halves = |keys: u32| formats.iter().all(|format| linear.takes_halves(*format, keys, latent));
+        let materialised = (limits, decoder.on_matrices(), &halves as &dyn Fn(u32) -> bool);
+        let materialised = Materialised::new(device, &mla, materialised, frequencies, rope_table.view())?;
         Ok(Attention {
             page: limits.page,
             norm: RmsNorm::chosen(&rms_norm::Spec, caps),
@@ -94,9 +104,9 @@ impl Attention {
                 &mla_append::Spec { latent, rope, page: limits.page, format: limits.format, layout },
                 caps,
             ),
-            by_format: formats.into_iter().map(by_format).collect(),
+            by_format: formats.iter().map(|format| by_format(*format)).collect::<Result<_>>()?,
             decoder,
-            materialised: Materialised::new(device, &mla, prefill, frequencies, rope_table.view())?,
+            materialised,
             rope_table: rope_table.view(),
             input: of(input, "projections")?,
             compressed: mla.q_rank.map(|rank| of(rank, "compressed queries")).transpose()?,

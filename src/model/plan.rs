@@ -8,7 +8,7 @@ use super::tensors::{Expected, MlpTensors, MoeTensors, QueryTensors, Tensors};
 use crate::gpu::Caps;
 use crate::kernels::plan::{MOST_ROWS, workgroups};
 use crate::kernels::weights::WeightFormat;
-use crate::kernels::{gemm_coop, linear};
+use crate::kernels::{gemm_coop, matrices};
 use crate::num::record::RecordFormat;
 use crate::weights::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -224,11 +224,11 @@ pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context,
     let pages = token * PAGE * (sequences + 1);
     let piece = piece_bytes(&config.mla, context.saturating_mul(sequences));
     let pairs = |moe: &Moe| {
-        linear::packed_bytes(tokens * moe.top_k, moe.width).max(linear::packed_bytes(tokens, config.hidden))
+        matrices::packed_bytes(tokens * moe.top_k, moe.width).max(matrices::packed_bytes(tokens, config.hidden))
     };
     let packed = match matrices {
         false => 0,
-        true => linear::packed_bytes(tokens, config.most_columns()) + moes(config).map(pairs).max().unwrap_or(0),
+        true => matrices::packed_bytes(tokens, config.most_columns()) + moes(config).map(pairs).max().unwrap_or(0),
     };
     4 * (u64::from(tokens) * row + partials + logits * vocab) + packed + piece + pages
 }

@@ -52,11 +52,11 @@ pub(super) fn piece_bytes(mla: &Mla, tokens: u64) -> u64 {
 
 impl Materialised {
     /// For steps within the limits; `None` where prompts are absorbed. `matrices` says that absorbed attention runs on
-    /// matrix units, `halves` that products with the model's `kv_b` do.
+    /// matrix units, `halves` that products of so many latents with the model's `kv_b` may be f16.
     pub fn new(
         device: &Device,
         mla: &Mla,
-        (limits, matrices, halves): (&Limits, bool, bool),
+        (limits, matrices, halves): (&Limits, bool, &dyn Fn(u32) -> bool),
         frequencies: Frequencies,
         rope_table: View,
     ) -> Result<Option<Materialised>> {
@@ -69,7 +69,7 @@ impl Materialised {
         let most = pieces::most_keys(4 * u64::from(expanded(mla)), caps.binding_bytes.min(caps.buffer_bytes));
         let keys = most.min(limits.piece.unwrap_or(u32::MAX)).min(limits.context.saturating_mul(limits.sequences));
         let keys = keys.max(1);
-        let attend = Attention::new((nope, rope, value), halves, device)?;
+        let attend = Attention::new((nope, rope, value), halves(keys), device)?;
         let values = if attend.on_matrices() { expanded(mla) / 2 } else { expanded(mla) };
         let of = |length, label| rows(device, keys, length, label);
         Ok(Some(Materialised {
