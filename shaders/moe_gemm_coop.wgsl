@@ -49,9 +49,11 @@ fn main(
   @builtin(subgroup_id) subgroup: u32,
   @builtin(subgroup_invocation_id) rank: u32,
 ) {
-  let tile = tiles[group.x];
+  // Workgroups of a tile follow each other: they share its rows of x, and tiles of an expert its matrix.
+  let turn = group.x + group.y * groups.x;
+  let tile = tiles[turn / groups.y];
   let expert = tile.x - params.first_expert; // wraps round below the chunk
-  let first_row = (group.y + group.z * groups.y) * TILE_ROWS;
+  let first_row = (turn % groups.y + group.z * groups.y) * TILE_ROWS;
   if (tile.z == 0u || tile.x < params.first_expert || expert >= params.chunk_experts || first_row >= params.rows) {
     return;
   }

@@ -92,3 +92,40 @@ fn keep_halves(words: &mut [u32]) {
         _ => {}
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "enable f16;
+@group(0) @binding(0) var<storage, read_write> words: array<u32>;
+@group(0) @binding(1) var<storage, read_write> halves: array<vec2<f16>>;
+@compute @workgroup_size(1)
+fn main() {
+  for (var i = 0u; i < 4u; i++) {
+    halves[i] = vec2<f16>(unpack2x16float(words[i])) + vec2<f16>(vec2<f32>(f32(words[i + 4u])));
+  }
+}";
+
+    #[test]
+    fn loops_stay_rolled_and_halves_that_are_only_moved_are_not_converted() {
+        let module = naga::front::wgsl::parse_str(TEXT).unwrap();
+        let mut validator = naga::valid::Validator::new(Default::default(), naga::valid::Capabilities::all());
+        let info = validator.validate(&module).unwrap();
+        let options = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
+        let mut words = naga::back::spv::write_vec(&module, &info, &options, None).unwrap();
+        let count = |words: &mut [u32], wanted: u32| {
+            let mut found = 0;
+            instructions(words, |code, _| found += usize::from(code == wanted));
+            found
+        };
+        let before = [F_CONVERT, BITCAST].map(|code| count(&mut words, code));
+        keep_halves(&mut words);
+        assert_eq!([F_CONVERT, BITCAST].map(|code| count(&mut words, code)), [before[0] - 1, before[1] + 1]);
+        assert!(before[0] > 1, "the other conversion is of a number: {before:?}");
+        dont_unroll(&mut words);
+        let mut loops = Vec::new();
+        instructions(&mut words, |code, words| loops.extend((code == LOOP_MERGE).then(|| words[3])));
+        assert!(loops.len() == 1 && loops[0] & DONT_UNROLL != 0, "{loops:?}");
+    }
+}
