@@ -99,8 +99,7 @@ impl Kernel for PackRows {
                 let packed = vec![half::f16::NAN; rows * stride];
                 let tensors = vec![
                     Tensor::input("x", Data::F32(placed(&values, length, x))),
-                    // The twin compiled for browsers rounds some values to the other neighbour.
-                    Tensor::checked("y", Data::F16(packed), checks(stride, (stride, 0), Tolerance::f16())),
+                    Tensor::checked("y", Data::F16(packed), checks(stride, (stride, 0), Tolerance::EXACT)),
                     Tensor::output("scales", Data::poison(rows), Check::rows(rows, Tolerance::EXACT)),
                 ];
                 let params = Params {
