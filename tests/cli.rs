@@ -112,7 +112,7 @@ fn check_as_json_has_exactly_the_documented_keys() {
     assert!(!results.is_empty());
     assert_eq!((&report["cases"], &report["failed"]), (&Value::from(results.len()), &Value::from(0)));
     for result in results {
-        assert_eq!(keys(result), ["case", "kernel", "max_error", "nmse", "passed", "tolerance", "variant"]);
+        assert_eq!(keys(result), ["case", "kernel", "max_error", "nmse", "passed", "seconds", "tolerance", "variant"]);
         assert_eq!((&result["kernel"], &result["passed"]), (&Value::from("add"), &Value::from(true)));
     }
 }

@@ -74,7 +74,10 @@ async function run() {
     });
     report.failures = results.filter((one) => !one.passed);
     show();
-    $('status').textContent = `The slowest case took ${report.slowest_case_s.toFixed(1)} s.`;
+    const longest = report.results.reduce((a, b) => ((b.seconds ?? 0) > (a.seconds ?? 0) ? b : a), {});
+    $('status').textContent = `The slowest case took ${report.slowest_case_s.toFixed(1)} s.${longest.seconds
+      ? ` The longest submission took ${longest.seconds.toFixed(2)} s: ${longest.kernel} ${longest.variant}, ${longest.case}.` : ''}`;
+    document.body.dataset.longest = longest.seconds ?? '';
   } catch (error) {
     $('status').textContent = error.code === 'abort' ? 'Stopped.' : `${error.message} (${error.code})`;
   } finally {

@@ -114,6 +114,8 @@ export interface Model extends EventTarget {
 
 export interface Outcome {
   kernel: string; variant: string; case: string; passed: boolean; nmse: number; max_error: number; tolerance: number;
+  /** Of all its dispatches, by the GPU's clock where it has one. */
+  seconds: number | null;
   /** Of a failed case: where, with what was expected and found. */
   place?: string;
 }

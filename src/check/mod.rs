@@ -28,6 +28,8 @@ pub struct Outcome {
     pub max_error: f64,
     /// The largest NMSE allowed.
     pub tolerance: f64,
+    /// Of all its dispatches, by the device's clock; `None` where it has none.
+    pub seconds: Option<f64>,
     /// Where the largest difference or the worst row is, and what was expected and found.
     #[serde(skip)]
     pub place: String,
@@ -54,7 +56,7 @@ impl Prepared {
                     true => Device::cpu_as(Caps::matrices()),
                     false => Device::cpu(&Options::default()),
                 };
-                let outputs = pollster::block_on(run(&case, &job, &cpu, None, |r| r))?;
+                let (outputs, _) = pollster::block_on(run(&case, &job, &cpu, None, |r| r))?;
                 let whole = |(t, bytes): (&Tensor, &Vec<u8>)| {
                     let Role::Output(checks) = &t.role else { unreachable!("outputs lists outputs") };
                     let values = t.data.decode(bytes);
@@ -98,7 +100,7 @@ impl Prepared {
         variant: &str,
         change: impl Fn(Recording) -> Recording,
     ) -> Result<Outcome> {
-        let outputs = run(&self.case, &self.job, device, Some(variant), change).await?;
+        let (outputs, seconds) = run(&self.case, &self.job, device, Some(variant), change).await?;
         let mut worst = Verdict::default();
         for (tensor, bytes) in outputs_of(&self.job).zip(&outputs) {
             let expected = self.expected.iter().find(|e| e.tensor == tensor.name);
@@ -113,6 +115,7 @@ impl Prepared {
             nmse: worst.nmse,
             max_error: worst.max_error,
             tolerance: worst.tolerance,
+            seconds,
             place: worst.place,
         })
     }
@@ -132,14 +135,14 @@ fn outputs_of(job: &AnyJob) -> impl Iterator<Item = &Tensor> {
     job.tensors.iter().filter(|t| matches!(t.role, Role::Output(_)))
 }
 
-/// Runs a variant, the portable one where none is named, and reads the outputs.
+/// Runs a variant, the portable one where none is named; its outputs, and the seconds that it took.
 async fn run(
     case: &AnyCase,
     job: &AnyJob,
     device: &Device,
     variant: Option<&str>,
     change: impl Fn(Recording) -> Recording,
-) -> Result<Vec<Vec<u8>>> {
+) -> Result<(Vec<Vec<u8>>, Option<f64>)> {
     let tensors = Tensors::upload(device, &job.tensors)?;
     let portable = (case.variants)(device.caps())[0];
     let mut recording = Recording::new();
@@ -148,9 +151,12 @@ async fn run(
     if cfg!(target_arch = "wasm32") {
         device.prepare(&recording).await?;
     }
-    device.submit(&recording)?;
+    let times = device.time(std::slice::from_ref(&recording), 1).await?;
+    if times.is_none() {
+        device.submit(&recording)?;
+    }
     let views: Vec<_> = outputs_of(job).map(|t| tensors.get(t.name)).collect();
-    device.read(&views).await
+    Ok((device.read(&views).await?, times.map(|times| times[0].as_secs_f64())))
 }
 
 /// Opens every adapter of this system that `LAMINA_ADAPTER` allows; for tests.

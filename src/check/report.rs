@@ -120,6 +120,7 @@ pub async fn run_case(device: &Device, case: &Prepared) -> Result<Vec<Outcome>> 
                 nmse: f64::NAN,
                 max_error: f64::NAN,
                 tolerance: 0.0,
+                seconds: None,
                 place: error.to_string(),
             },
             Ok(outcome) => outcome,

@@ -145,6 +145,7 @@ mod tests {
             nmse,
             max_error: nmse.sqrt(),
             tolerance: 1e-8,
+            seconds: None,
             place: format!("x of {case}"),
         }
     }

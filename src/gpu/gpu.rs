@@ -3,6 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use futures::channel::oneshot;
+#[cfg(target_arch = "wasm32")]
+use futures::future::{Either, select};
+
 use super::buffer::{Buffer, Place, View};
 use super::caps::Caps;
 use super::device::Usage;
@@ -178,7 +182,7 @@ impl Gpu {
         caught: Option<wgpu::Error>,
     ) -> Result<Reading> {
         let Copies { staging, sizes, asked } = copies;
-        let (done, mapped) = futures::channel::oneshot::channel();
+        let (done, mapped) = oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only when the caller has stopped waiting.
             let _ = done.send(result);
@@ -191,7 +195,7 @@ impl Gpu {
     pub async fn finish_read(&self, reading: Reading) -> Result<Vec<Vec<u8>>> {
         let Reading { staging, sizes, asked, submission, mapped } = reading;
         self.wait_for(&asked, Some(submission))?;
-        let answer = mapped.await;
+        let answer = self.answer(mapped).await;
         if !matches!(answer, Ok(Ok(()))) {
             // A browser tells a loss by another promise.
             #[cfg(target_arch = "wasm32")]
@@ -247,13 +251,36 @@ impl Gpu {
         if !cfg!(target_arch = "wasm32") {
             return self.wait(asked);
         }
-        let (done, finished) = futures::channel::oneshot::channel();
+        let (done, finished) = oneshot::channel();
         self.queue.on_submitted_work_done(move || {
             // The receiver is gone only when the caller has stopped waiting.
             let _ = done.send(());
         });
-        let _ = finished.await; // a lost device drops the sender: it is explained below
+        let _ = self.answer(finished).await; // a lost device drops the sender: it is explained below
         self.explain(asked, None)
+    }
+
+    /// What a callback of the driver tells, of work that was submitted.
+    async fn answer<T>(&self, told: oneshot::Receiver<T>) -> std::result::Result<T, oneshot::Canceled> {
+        #[cfg(target_arch = "wasm32")]
+        return self.looking(told).await;
+        #[cfg(not(target_arch = "wasm32"))]
+        told.await
+    }
+
+    /// Firefox looks for work that is done when something is submitted, else ten times a second: empty submissions make
+    /// it look, each after a tenth of the time that was waited.
+    #[cfg(target_arch = "wasm32")]
+    async fn looking<T>(&self, mut told: oneshot::Receiver<T>) -> std::result::Result<T, oneshot::Canceled> {
+        let started = web_time::Instant::now();
+        loop {
+            let milliseconds = (started.elapsed().as_millis() / 10).clamp(1, 50) as u32;
+            match select(told, std::pin::pin!(super::browser::pause(milliseconds))).await {
+                Either::Left((answer, _)) => return answer,
+                Either::Right(((), waiting)) => told = waiting,
+            }
+            self.queue.submit([]);
+        }
     }
 
     /// Waits for one submission and those before it; for all of them where none is named.
@@ -334,7 +361,7 @@ pub(super) struct Reading {
     sizes: Vec<u64>,
     asked: String,
     submission: wgpu::SubmissionIndex,
-    mapped: futures::channel::oneshot::Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+    mapped: oneshot::Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
 }
 
 pub(super) fn gpu_buffer(view: &View) -> &wgpu::Buffer {

@@ -10,6 +10,8 @@ const FILES = ['config.json', 'generation_config.json', 'tokenizer.json', 'token
 const gpu = { device: 'gpu', files: FILES };
 const golden = await (await fetch('golden.json')).json();
 const numbers = {};
+/** Seconds that a submission of a parity case may take on a software driver. */
+const LONGEST = 2;
 
 const network = async (switches) => (await fetch(`/switch?${new URLSearchParams(switches)}`)).json();
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -98,8 +100,8 @@ const tests = {
     for (const one of golden.greedy) {
       const stop = new AbortController();
       const onToken = ({ tokens }) => {
-        // A minute in all on a slow driver, but some of every text.
-        if (tokens >= 6 && performance.now() - start > 60000) stop.abort();
+        // Two minutes in all on a slow driver, but some of every text.
+        if (tokens >= 6 && performance.now() - start > 120000) stop.abort();
         if (tokens % 16 === 0 || performance.now() - start > 20000) tell({ note: `${tokens} tokens` });
       };
       const stream = model.generate(one.prompt, { ...greedy(), onToken, signal: stop.signal });
@@ -116,7 +118,7 @@ const tests = {
     }
     numbers.golden_tokens = few;
     numbers.tokens_per_s = Math.max(...rates);
-    few = Math.min(few, numbers.tokens_per_s < 5 ? 6 : 64);
+    few = Math.min(few, numbers.tokens_per_s < 10 ? 24 : 64);
   },
   async 'a text that goes on computes only what is new'() {
     await loaded();
@@ -211,6 +213,8 @@ const tests = {
     numbers.check_kernels_s = Object.fromEntries(Object.entries(JSON.parse(document.body.dataset.seconds))
       .map(([kernel, seconds]) => [kernel, +seconds.toFixed(1)]));
     numbers.slowest = document.getElementById('status').textContent;
+    const { longest } = document.body.dataset;
+    ok(longest && longest <= LONGEST, `at most ${LONGEST} s each: ${numbers.slowest}`);
     frame.remove();
   },
   async 'the bench page measures, and a link carries its result'() {
@@ -268,12 +272,16 @@ const speed = {
     model.unload();
     model = null;
     numbers.reload_s = await took(loaded);
-    const answers = [];
-    for (const { prompt } of golden.greedy) {
+    // The prompt has as many tokens as tests/browser asks of native ones; the first turn compiles, as theirs does.
+    const answers = [], { prompt, prompt_ids } = golden.greedy[0];
+    for (let turn = 0; turn <= 3; turn++) {
       await model.forget();
-      answers.push(await model.generate(prompt, { ...greedy(), maxTokens: 24 }).result);
-      tell({ note: `${answers.at(-1).decode_tokens_per_s} tokens a second` });
+      const answer = await model.generate(prompt, { ...greedy(), maxTokens: 24 }).result;
+      same(answer.prompt_tokens, prompt_ids.length, 'tokens of the prompt');
+      if (turn) answers.push(answer);
+      tell({ note: `${answer.decode_tokens_per_s} tokens a second` });
     }
+    numbers.prompt_tokens = prompt_ids.length;
     numbers.first_token_s = median(answers.map((answer) => answer.time_to_first_token_s));
     numbers.tokens_per_s = median(answers.map((answer) => answer.decode_tokens_per_s));
     Object.assign(numbers, { adapter: model.info.caps.name, agent: navigator.userAgent });
