@@ -62,6 +62,8 @@ impl Spec {
 /// How it runs.
 #[derive(Clone, Debug)]
 pub struct Tuning {
+    /// Invocations a workgroup, a multiple of 16.
+    pub workgroup: u32,
     /// Tokens that share a read of W_UV, at most 4.
     pub tokens: u32,
     /// Rows of W_UV that a workgroup takes; each part merges the splits again.
@@ -99,10 +101,14 @@ pub struct MlaCombine {
     shader: Arc<Shader>,
 }
 
-/// The most splits of a sequence: one an invocation.
+/// The most splits of a sequence.
 pub const MOST_SPLITS: u32 = 256;
 /// Steps of so many tokens fill a device with few splits each.
 const SERIAL_TOKENS: u32 = 16;
+/// Invocations a workgroup.
+const WORKGROUP: u32 = 256;
+/// As in `gemv`, for software drivers: one token of the model of stories takes a fifth of the time.
+const NARROW: u32 = super::gemv::NARROW.0;
 /// The log-sum-exp of a row that saw no token.
 pub const NOTHING: f32 = -3.0e38;
 
@@ -113,18 +119,26 @@ impl Kernel for MlaCombine {
     type Spec = Spec;
     type Tuning = Tuning;
 
-    fn variants(spec: &Spec, _: &Caps) -> Vec<Variant<Tuning>> {
+    fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
         // Latents of a block of tokens take at most 8 KiB of workgroup memory.
         let most = (2048 / spec.latent).clamp(1, 4);
         let tokens = if spec.output == Output::Values { 1 << spec.tokens.clamp(1, most).ilog2() } else { 1 };
         // A single token gives few workgroups: merging again costs less than idle compute units.
-        let part = if spec.tokens <= 4 { 16 } else { spec.value.next_multiple_of(16) };
-        let whole = (spec.latent / 4).min(MOST_SPLITS);
+        let all = spec.value.next_multiple_of(16);
+        let part = if spec.tokens <= 4 { 16 } else { all };
+        let whole = (spec.latent / 4).min(WORKGROUP);
         let latent = spec.output == Output::Latent;
         let serial = latent && spec.tokens >= SERIAL_TOKENS;
         // A single token's latents alone: more workgroups, and more of their lanes for the splits.
         let columns = if latent && !serial { whole.min(16) } else { whole };
-        vec![Variant { name: "portable", tuning: Tuning { tokens, part, columns, serial } }]
+        let portable = Tuning { workgroup: WORKGROUP, tokens, part, columns, serial };
+        let mut variants = vec![Variant { name: "portable", tuning: portable.clone() }];
+        if caps.is_software() && !serial {
+            // Groups of lanes share the splits: one long sum would be less exact.
+            let tuning = Tuning { workgroup: NARROW, part: all, columns: whole.min(NARROW / 4), ..portable };
+            variants.push(Variant { name: "narrow", tuning });
+        }
+        variants
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
@@ -146,7 +160,7 @@ impl Kernel for MlaCombine {
             .u32("N", nope)
             .u32("V", value)
             .bool("VALUES", spec.output == Output::Values)
-            .u32("WORKGROUP", MOST_SPLITS)
+            .u32("WORKGROUP", tuning.workgroup)
             .u32("TOKENS", tuning.tokens)
             .u32("PART", tuning.part)
             .u32("COLUMNS", tuning.columns)
@@ -242,7 +256,7 @@ impl MlaCombine {
             Output::Latent => (spec.latent / 4).div_ceil(tuning.columns),
         };
         let grid = match tuning.serial {
-            true => grid_1d((args.tokens * heads).div_ceil(MOST_SPLITS / tuning.columns)),
+            true => grid_1d((args.tokens * heads).div_ceil(tuning.workgroup / tuning.columns)),
             false => Grid::Direct([parts, heads, args.tokens.div_ceil(tuning.tokens)]),
         };
         let twin = move |host: &Host| twin(&spec, params, heads as usize, host);
