@@ -4,8 +4,8 @@
 // for the values each takes COLUMNS fragments of 16 columns. Arrays of fragments are indexed by constants alone,
 // or drivers put them in memory.
 // Grid: x blocks of rows of the longest sequence, y splits of one cache chunk.
-// lib: batch, rows_* (record_of), score_* (score, NOTHING), record_* (Part, fetch, keep).
-// Constants: R latent width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up,
+// lib: batch, rows_* (record_of), score_* (score, NOTHING), record_* (Part, fetch, keep, quad_at, query_of, output_of).
+// Constants: R latent and P rope width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up,
 // BLOCKS and TILE: 1 and 32, or 4 and 16; Cell, an element of the cache.
 
 struct Params {
@@ -56,12 +56,13 @@ fn fetch_token(pages: u32, token: u32, end: u32, lane: u32) -> Part {
 fn keep_queries(start: u32, first: u32, last: u32, lane: u32) {
   let row = start + min(first + lane / 16u, last);
   for (var i = 0u; i < STEPS; i++) {
-    let quad = lane % 16u + 16u * i;
+    let place = lane % 16u + 16u * i;
+    let quad = quad_at(place);
     var value = vec4<f32>(0.0);
     if (quad < W / 4u) {
-      value = queries[row * (W / 4u) + quad];
+      value = query_of(quad, queries[row * (W / 4u) + quad]);
     }
-    tile[lane / 16u * PITCH + quad] = vec4<f16>(value);
+    tile[lane / 16u * PITCH + place] = vec4<f16>(value);
   }
 }
 
@@ -106,7 +107,8 @@ fn write(sums: Sums, block: u32, j: u32, rows: vec2<u32>, at: vec2<u32>) {
   for (var i = at.y; i < 64u && fragment < R / 16u; i += 32u) {
     let row = 16u * block + i / 4u;
     if (row < rows.y) {
-      partials[(rows.x + row) * (R / 4u + 1u) + 4u * fragment + i % 4u] = scores[scratch + i] * factors[row];
+      let at = (rows.x + row) * (R / 4u + 1u) + quad_at(4u * fragment + i % 4u);
+      partials[at] = output_of(scores[scratch + i] * factors[row]);
     }
   }
   subgroupBarrier(); // the scratch is free
@@ -170,12 +172,13 @@ fn main(
   if (index == 0u) { moved[0] = NEVER; }
 
   for (var base = split.begin; base < split.end; base += TILE) {
-    let token = base + place;
     keep(place * PITCH, side, part0);
     if (TILE == 32u) { keep((place + 16u) * PITCH, side, part1); }
+    // On their way while this tile is folded; before the barrier, but for 64 rows, which want the registers.
+    if (!FOUR) { part0 = fetch_token(sequence.pages, base + TILE + place, split.end, side); }
+    if (TILE == 32u) { part1 = fetch_token(sequence.pages, base + TILE + place + 16u, split.end, side); }
     workgroupBarrier();
-    part0 = fetch_token(sequence.pages, token + TILE, split.end, side); // on its way while this tile is folded
-    if (TILE == 32u) { part1 = fetch_token(sequence.pages, token + TILE + 16u, split.end, side); }
+    if (FOUR) { part0 = fetch_token(sequence.pages, base + TILE + place, split.end, side); }
 
     let keys = token_group * 16u * PITCH + quarter * STEPS * 4u;
     var s: array<Sums, 2>;
@@ -217,9 +220,7 @@ fn main(
         factor = exp2(maximum - (largest - FRESH));
         maximum = largest - FRESH;
         total *= factor;
-        if (column == 0u && base > split.begin) {
-          moved[0] = base;
-        }
+        if (column == 0u && base > split.begin) { moved[0] = base; }
       }
       if (column == 0u) { factors[row] = factor; }
       let weight = select(vec4<f32>(0.0), exp2(score - maximum), score > vec4<f32>(0.5 * NOTHING));

@@ -16,6 +16,21 @@ struct Part {
   a8: vec4<f16>,
 }
 
+// Which vec4 of a record stands at a vec4 of a tile's row.
+fn quad_at(place: u32) -> u32 {
+  return place;
+}
+
+// A vec4 of a query as a tile's rows have theirs.
+fn query_of(quad: u32, query: vec4<f32>) -> vec4<f32> {
+  return query;
+}
+
+// A vec4 of an output, from the sums of a tile's rows.
+fn output_of(sums: vec4<f32>) -> vec4<f32> {
+  return sums;
+}
+
 // Loads lane `lane`'s part of record `record`.
 fn fetch(record: u32, lane: u32) -> Part {
   let at = record * (W / 4u) + lane;

@@ -105,17 +105,30 @@ fn products(caps: &Caps) -> String {
 /// Which kernel decodes and whether on matrix units, after the self-test of the one on them where the adapter has
 /// some. Each model is tested again as it is loaded.
 fn decoder(selector: &Selector, caps: &Caps) -> Result<(String, bool)> {
-    let spec = |rows| mla_decode::Spec { latent: 512, rope: 64, format: RecordFormat::F16, rows };
-    if let Some(why) = MlaDecodeCoop::refusal(&spec(16), caps) {
+    let spec = |rows, format| mla_decode::Spec { latent: 512, rope: 64, format, rows };
+    if let Some(why) = MlaDecodeCoop::refusal(&spec(16, RecordFormat::F16), caps) {
         return Ok((format!("on invocations: {why}"), false));
     }
     let device = pollster::block_on(Device::open(selector, &Options::default()))?;
-    for rows in [16, 128] {
-        if let Err(fault) = MlaDecodeCoop::tried(&spec(rows), &device)? {
-            return Ok((format!("on invocations: the self-test of mla_decode_coop failed, {fault}"), false));
+    let (mut formats, mut faults) = (Vec::new(), String::new());
+    for (format, name) in [(RecordFormat::F16, "f16"), (RecordFormat::Fp8, "fp8")] {
+        let tried = [16, 128].map(|rows| MlaDecodeCoop::tried(&spec(rows, format), &device));
+        let mut passed = true;
+        for outcome in tried {
+            if let Err(fault) = outcome? {
+                passed = false;
+                faults += &format!("; the self-test of mla_decode_coop with {name} failed, {fault}");
+            }
+        }
+        if passed {
+            formats.push(name);
         }
     }
-    Ok(("on matrix units (mla_decode_coop, its self-test passed) where the cache is f16".into(), true))
+    if formats.is_empty() {
+        return Ok((format!("on invocations{faults}"), false));
+    }
+    let formats = formats.join(" or ");
+    Ok((format!("on matrix units (mla_decode_coop, its self-test passed) where the cache is {formats}{faults}"), true))
 }
 
 /// Why that adapter.

@@ -74,7 +74,8 @@ impl Decode for MlaDecode {
 }
 
 impl Decode for MlaDecodeCoop {
-    const FORMATS: &'static [RecordFormat] = &[RecordFormat::F16];
+    // Three, so that each meets every draw, of which there are ten.
+    const FORMATS: &'static [RecordFormat] = &[RecordFormat::F16, RecordFormat::Fp8, RecordFormat::F16];
     // Weights have 11 bits; matrix units cut the bits of a sum that are far below its largest term.
     const ROUNDING: (f64, f64) = (2.4e-7, 4.0);
     const WORKGROUPS: u32 = mla_decode_coop::WORKGROUPS;
