@@ -1,7 +1,7 @@
 // Attention of a step's queries over keys and values that heads share in groups, one split of each sequence's
 // context: bands of lanes take tokens in turn, each with its own maxima. Writes what mla_decode does.
 // Grid: x blocks of ROWS (token, head) rows of each group, group after group; y splits of one cache chunk.
-// lib: batch, rows_* (record_of), score_* (score, NOTHING).
+// lib: batch, rows_* (record_of), score_* (score, NOTHING), band_* (band_put, band_meet, band_sum, BAND_SCRATCH, BAND_SUMS).
 // Constants: D width of a head, WORKGROUP, ROWS of a block, STEP tokens that a band takes at once.
 
 struct Params {
@@ -23,11 +23,10 @@ struct Params {
 const UNITS = D / 8u;            // vec4<u32> of a key, and lanes of a band
 const BANDS = WORKGROUP / UNITS;
 const VALUES = STEP * ROWS;      // scores of a band at once
-const STRIDE = WORKGROUP + 1u;   // odd, so that neither writing nor reading meets in one bank
 const WIDTH = D + 4u;            // of a partial
 
-var<workgroup> scratch: array<f32, VALUES * STRIDE>;  // [VALUES, lanes] products; at last [BANDS, D] outputs
-var<workgroup> sums: array<f32, BANDS * VALUES>;      // [BANDS, STEP, ROWS]; at last [BANDS, ROWS] maxima, then totals
+var<workgroup> scratch: array<f32, max(BAND_SCRATCH, BANDS * D)>;   // of band_*; at last [BANDS, D] outputs
+var<workgroup> sums: array<f32, max(BAND_SUMS, 2u * BANDS * ROWS)>; // of band_*; at last [BANDS, ROWS] maxima, then totals
 
 // Values 0 to 3 and 4 to 7 of eight f16.
 fn low(unit: vec4<u32>) -> vec4<f32> {
@@ -38,9 +37,16 @@ fn high(unit: vec4<u32>) -> vec4<f32> {
   return vec4<f32>(unpack2x16float(unit.z), unpack2x16float(unit.w));
 }
 
-// Where this lane's part of a token's key stands; its value's is UNITS further.
-fn key_at(pages: u32, token: u32, group: u32, part: u32) -> u32 {
-  return (record_of(pages, token) * params.groups + group) * 2u * UNITS + part;
+// Where this lane's part of the key of a step's first token stands, and the last of the STEP that there is: a step
+// lies in one page. Behind the end the last token stands in: it is a number, and weighs 0.
+fn place_of(pages: u32, token: u32, end: u32, group: u32, part: u32) -> vec2<u32> {
+  let first = min(token, end - 1u);
+  return vec2<u32>((record_of(pages, first) * params.groups + group) * 2u * UNITS + part, end - 1u - first);
+}
+
+// That of token `i` of the step; its value's is UNITS further.
+fn key_at(place: vec2<u32>, i: u32) -> u32 {
+  return place.x + min(i, place.y) * params.groups * 2u * UNITS;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -75,42 +81,34 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     total[r] = 0.0;
   }
 
-  // Behind the end the last token stands in: it is a number, and weighs 0.
-  let last = split.end - 1u;
+  var place = place_of(sequence.pages, split.begin + band * STEP, split.end, group, part);
   var keys: array<vec4<u32>, STEP>;
   for (var i = 0u; i < STEP; i++) {
-    keys[i] = cache[key_at(sequence.pages, min(split.begin + band * STEP + i, last), group, part)];
+    keys[i] = cache[key_at(place, i)];
   }
   for (var base = split.begin; base < split.end; base += BANDS * STEP) {
     let start = base + band * STEP;
     var values: array<vec4<u32>, STEP>;
     for (var i = 0u; i < STEP; i++) {
-      values[i] = cache[key_at(sequence.pages, min(start + i, last), group, part) + UNITS];
+      values[i] = cache[key_at(place, i) + UNITS];
     }
     for (var i = 0u; i < STEP; i++) {
       let key0 = low(keys[i]);
       let key1 = high(keys[i]);
       for (var r = 0u; r < ROWS; r++) {
-        scratch[(i * ROWS + r) * STRIDE + lane] = dot(query[2u * r], key0) + dot(query[2u * r + 1u], key1);
+        band_put(i * ROWS + r, dot(query[2u * r], key0) + dot(query[2u * r + 1u], key1), lane);
       }
     }
+    place = place_of(sequence.pages, start + BANDS * STEP, split.end, group, part);
     for (var i = 0u; i < STEP; i++) { // on their way while this step is folded
-      keys[i] = cache[key_at(sequence.pages, min(start + BANDS * STEP + i, last), group, part)];
+      keys[i] = cache[key_at(place, i)];
     }
-    workgroupBarrier();
-    for (var v = part; v < VALUES; v += UNITS) {
-      var sum = 0.0;
-      for (var i = 0u; i < UNITS; i++) {
-        sum += scratch[v * STRIDE + band * UNITS + i];
-      }
-      sums[band * VALUES + v] = sum;
-    }
-    workgroupBarrier();
+    band_meet(lane);
     for (var r = 0u; r < ROWS; r++) {
       var scores: array<f32, STEP>;
       var largest = maximum[r];
       for (var i = 0u; i < STEP; i++) {
-        scores[i] = score(sums[band * VALUES + i * ROWS + r], start + i, min(ends[r], split.end));
+        scores[i] = score(band_sum(i * ROWS + r, band), start + i, min(ends[r], split.end));
         largest = max(largest, scores[i]);
       }
       let scale = exp2(maximum[r] - largest);

@@ -41,6 +41,13 @@ pub struct Spec {
     pub rows: u32,
 }
 
+impl Spec {
+    /// Lanes that share a head, eight columns each.
+    fn band(&self) -> u32 {
+        self.width / 8
+    }
+}
+
 /// How it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tuning {
@@ -50,6 +57,8 @@ pub struct Tuning {
     pub step: u32,
     /// Invocations a workgroup.
     pub workgroup: u32,
+    /// Sums products by shuffles.
+    pub subgroups: bool,
 }
 
 /// What a call reads and writes.
@@ -79,10 +88,12 @@ pub struct Args<'a> {
 }
 
 /// Workgroups for each that a plan of `mla_decode` has: these are smaller, and a compute unit runs several.
-pub const WORKGROUPS_FACTOR: u32 = 4;
+pub const WORKGROUPS_FACTOR: u32 = 8;
 /// Scores of a band at once: what is summed for them takes 8 KiB of workgroup memory.
 const SCORES: u32 = 16;
-/// The most tokens that a band takes at once.
+/// The same where shuffles sum them.
+const SUBGROUP_SCORES: u32 = 32;
+/// The most tokens that a band takes at once; they lie in one page.
 const MOST_STEP: u32 = 8;
 const MOST_ROWS: u32 = 8;
 
@@ -105,16 +116,22 @@ impl Kernel for GqaDecode {
     type Spec = Spec;
     type Tuning = Tuning;
 
-    fn variants(spec: &Spec, _: &Caps) -> Vec<Variant<Tuning>> {
+    fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
         let rows = spec.rows.clamp(1, MOST_ROWS).next_power_of_two();
-        let tuning = Tuning { rows, step: (SCORES / rows).min(MOST_STEP), workgroup: 128 };
-        vec![Variant { name: "portable", tuning }]
+        let tuning = Tuning { rows, step: (SCORES / rows).min(MOST_STEP), workgroup: 128, subgroups: false };
+        let mut variants = vec![Variant { name: "portable", tuning: tuning.clone() }];
+        if caps.subgroups.is_some_and(|(least, _)| least >= spec.band()) {
+            let tuning = Tuning { step: (SUBGROUP_SCORES / rows).min(MOST_STEP), subgroups: true, ..tuning };
+            variants.push(Variant { name: "subgroup", tuning });
+        }
+        variants
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
-        let variant = Self::variants(spec, caps).remove(0);
-        let Tuning { rows, step, .. } = variant.tuning;
-        Choice { why: format!("{rows} of {} rows a block, {step} tokens at once", spec.rows), variant }
+        let variant = Self::variants(spec, caps).pop().expect("the portable variant is always there");
+        let Tuning { rows, step, subgroups, .. } = variant.tuning;
+        let how = if subgroups { "products summed by shuffles" } else { "products summed in workgroup memory" };
+        Choice { why: format!("{rows} of {} rows a block, {step} tokens at once, {how}", spec.rows), variant }
     }
 
     fn new(spec: &Spec, tuning: &Tuning) -> GqaDecode {
@@ -127,8 +144,11 @@ impl Kernel for GqaDecode {
             .u32("STEP", tuning.step)
             .module(wgsl!("lib/batch"))
             .module(wgsl!("lib/rows_paged"))
-            .module(wgsl!("lib/score_plain"))
-            .build();
+            .module(wgsl!("lib/score_plain"));
+        let shader = match tuning.subgroups {
+            true => shader.module(wgsl!("lib/band_subgroup")).subgroups().build(),
+            false => shader.module(wgsl!("lib/band_shared")).build(),
+        };
         GqaDecode { spec: spec.clone(), tuning: tuning.clone(), shader }
     }
 
@@ -150,10 +170,11 @@ impl GqaDecode {
     /// Folds a step's splits: a dispatch for each cache chunk that has some.
     ///
     /// # Panics
-    /// When the groups do not divide the heads.
+    /// When the groups do not divide the heads, or a page has no multiple of 8 tokens.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         let Args { heads, groups, .. } = *args;
         assert!(groups > 0 && heads.is_multiple_of(groups), "gqa_decode: {heads} heads in {groups} groups");
+        assert!(args.page.is_multiple_of(MOST_STEP), "gqa_decode: pages of {} tokens", args.page);
         let blocks = groups * (args.most_tokens * (heads / groups)).div_ceil(self.tuning.rows);
         for dispatch in &args.plan.dispatches {
             let chunk = &args.cache[dispatch.chunk];
