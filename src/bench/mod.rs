@@ -13,6 +13,7 @@ pub mod published;
 pub mod report;
 mod sets;
 pub mod shape;
+pub mod tune;
 pub mod way;
 
 use std::time::Duration;
@@ -67,8 +68,8 @@ pub struct Timing {
     pub tflops: f64,
 }
 
-/// Timed runs of a case.
-const RUNS: usize = 40;
+/// Timed runs of a case, at least; on a CPU driver, whose runs take long.
+const RUNS: [usize; 2] = [40, 5];
 
 /// The middle one.
 pub(crate) fn median<T: Ord>(mut values: Vec<T>) -> T {
@@ -108,7 +109,8 @@ pub async fn time(
         (job.record)(variant, device.caps(), &tensors, &mut recording);
         recordings.push(recording);
     }
-    let time = Spread::of(clock.time(device, &recordings, RUNS.div_ceil(copies as usize).max(2)).await?);
+    let runs = RUNS[usize::from(device.caps().is_software())];
+    let time = Spread::of(clock.time(device, &recordings, runs.div_ceil(copies as usize).max(2)).await?);
     let seconds = time.median_us * 1e-6;
     Ok(Timing {
         kernel,

@@ -43,7 +43,7 @@ pub(super) fn decoder(
         },
     };
     let name = match &decoder {
-        Decoder::Plain(_) => format!("mla_decode {}", MlaDecode::tuning(spec, device.caps()).variant.name),
+        Decoder::Plain(_) => format!("mla_decode {}", MlaDecode::choice(spec, device.caps()).variant.name),
         Decoder::Matrices(kernel) => format!("mla_decode_coop rows{}", kernel.tuned().rows()),
     };
     Ok(Ok((decoder, name)))

@@ -40,7 +40,7 @@ pub struct Args {
 impl Args {
     /// Runs the cases and prints the report; 1 when one failed.
     pub fn run(&self, selector: &Selector) -> Result<u8> {
-        let kernels = named(&self.kernels)?;
+        let kernels = named("--kernel", &self.kernels)?;
         let device = pollster::block_on(Device::open(selector, &Options::default()))?;
         let (cases, dear) = report::select(&kernels, device.caps(), self.full);
         let (label, total, terminal) = (device.caps().label(), cases.len(), std::io::stderr().is_terminal());
@@ -64,8 +64,8 @@ impl Args {
     }
 }
 
-/// The kernels of those names, all of them when none is named.
-fn named(names: &[String]) -> Result<Vec<&'static Entry>> {
+/// The kernels of those names, all of them when none is named. `what` is where they were named.
+pub fn named(what: &str, names: &[String]) -> Result<Vec<&'static Entry>> {
     if names.is_empty() {
         return Ok(ALL.iter().collect());
     }
@@ -73,7 +73,7 @@ fn named(names: &[String]) -> Result<Vec<&'static Entry>> {
         ALL.iter().find(|entry| entry.name == name).ok_or_else(|| {
             let known: Vec<_> = ALL.iter().map(|entry| entry.name).collect();
             let expected = format!("one of {}", known.join(", "));
-            Error::Usage { what: "--kernel".into(), expected, found: format!("'{name}'") }
+            Error::Usage { what: what.into(), expected, found: format!("'{name}'") }
         })
     };
     names.iter().map(find).collect()
@@ -162,10 +162,10 @@ mod tests {
 
     #[test]
     fn an_unknown_kernel_is_a_usage_error_that_lists_the_known_ones() {
-        let error = named(&["nope".into()]).err().expect("no such kernel");
+        let error = named("--kernel", &["nope".into()]).err().expect("no such kernel");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("add") && error.to_string().contains("'nope'"), "{error}");
-        assert_eq!(named(&[]).unwrap().len(), ALL.len());
-        assert_eq!(named(&["add".into()]).unwrap()[0].name, "add");
+        assert_eq!(named("--kernel", &[]).unwrap().len(), ALL.len());
+        assert_eq!(named("--kernel", &["add".into()]).unwrap()[0].name, "add");
     }
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{drivers, print, table};
 use crate::Result;
-use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector};
+use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector, tuned};
 use crate::kernels::linear::Linear;
 use crate::kernels::mla_decode_coop::MlaDecodeCoop;
 use crate::kernels::{ALL, Kernel, gemm_coop, mla_decode, mla_decode_fused, moe_layer, pieces};
@@ -63,7 +63,8 @@ impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let adapters = pollster::block_on(gpu::list());
         let index = selector.choose(&adapters)?;
-        let caps = index.map_or_else(Caps::cpu, |i| adapters[i].clone());
+        let tuned = |caps: &Caps| Caps { tuned: tuned::load(caps), ..caps.clone() };
+        let caps = index.map_or_else(Caps::cpu, |i| tuned(&adapters[i]));
         let kernel = |entry: &crate::kernels::Entry| {
             let choices = (entry.choices)(&caps).into_iter().map(|(spec, variant, why)| Choice { spec, variant, why });
             Entry { kernel: entry.name, choices: choices.collect() }

@@ -34,6 +34,7 @@ Examples:
 Environment:
   LAMINA_ADAPTER   as --adapter
   WGPU_BACKEND     look for adapters on these only: vulkan, metal, dx12, gl, by commas
+  LAMINA_CACHE     the folder for compiled pipelines and what bench tune found
   RUST_LOG         what is logged to stderr, such as debug or lamina=trace [default: warn]
 
 Exit codes: 0 done; 1 a check or the driver failed; 2 the command line cannot be meant.";

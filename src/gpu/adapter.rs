@@ -198,6 +198,7 @@ fn caps_of(adapter: &wgpu::Adapter) -> Caps {
         },
         timestamps: has(wgpu::Features::TIMESTAMP_QUERY),
         pipeline_cache: has(wgpu::Features::PIPELINE_CACHE),
+        tuned: Vec::new(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::tuned::Tuned;
+
 /// What an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +66,9 @@ pub struct Caps {
     pub timestamps: bool,
     /// Compiled pipelines can be kept on disk.
     pub pipeline_cache: bool,
+    /// What was measured there, where a device was opened with it ([`super::Options::tuned`]).
+    #[serde(skip)]
+    pub tuned: Vec<Tuned>,
 }
 
 impl Caps {
@@ -84,6 +89,7 @@ impl Caps {
             cooperative: Vec::new(),
             timestamps: false,
             pipeline_cache: false,
+            tuned: Vec::new(),
         }
     }
 

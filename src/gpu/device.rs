@@ -9,6 +9,7 @@ use super::caps::Caps;
 use super::gpu::{Gpu, Options};
 use super::host;
 use super::recording::Recording;
+use super::tuned;
 use crate::error::Result;
 
 /// A GPU, or the `cpu` device: where memory is allocated and recordings run. Clones share it.
@@ -55,7 +56,10 @@ impl Device {
         let list: Vec<Caps> = found.iter().map(|(_, caps)| caps.clone()).collect();
         match selector.choose(&list)? {
             Some(index) => {
-                let (adapter, caps) = found.swap_remove(index);
+                let (adapter, mut caps) = found.swap_remove(index);
+                if options.tuned {
+                    caps.tuned = tuned::load(&caps);
+                }
                 Ok(Device(Arc::new(Kind::Gpu(Box::new(Gpu::open(adapter, caps, options).await?)))))
             }
             None => {

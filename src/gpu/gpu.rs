@@ -24,11 +24,14 @@ pub struct Options {
     /// Workgroup memory is cleared before a kernel runs, as every browser does. For comparisons alone: it costs a
     /// software GL driver a minute a pipeline.
     pub zeroed: bool,
+    /// Kernels take the variants that `lamina bench tune` found the fastest on this adapter. Off in tests, which do
+    /// not depend on what a user keeps.
+    pub tuned: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { binding_bytes: None, checked: cfg!(debug_assertions), zeroed: false }
+        Options { binding_bytes: None, checked: cfg!(debug_assertions), zeroed: false, tuned: true }
     }
 }
 

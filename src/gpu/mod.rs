@@ -13,11 +13,13 @@ mod device;
 #[allow(clippy::module_inception, reason = "the file holds the type Gpu")]
 mod gpu;
 mod host;
+mod kept;
 mod pipelines;
 mod recorder;
 mod recording;
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 mod spirv;
+pub mod tuned;
 
 pub use adapter::{Selector, list};
 pub use buffer::{Buffer, View, allocated};

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::caps::Caps;
 use super::compose::{Access, Declared, Dialect, Shader};
 use super::gpu::{Options, Scopes};
+use super::kept;
 use crate::error::{Error, Result};
 
 /// Largest cache that is read from disk, bytes.
@@ -209,17 +210,7 @@ impl Pipelines {
     fn save(&self) {
         let Some((cache, path)) = &self.disk else { return };
         let Some(data) = cache.get_data() else { return };
-        let write = || {
-            std::fs::create_dir_all(path.parent().expect("the cache is a file in a folder"))?;
-            // Others may write at the same time: each writes its own file and renames.
-            use std::sync::atomic::{AtomicU64, Ordering};
-            static PART: AtomicU64 = AtomicU64::new(0);
-            let part = format!("{}-{}", std::process::id(), PART.fetch_add(1, Ordering::Relaxed));
-            let part = path.with_extension(part);
-            std::fs::write(&part, &data)?;
-            std::fs::rename(&part, path)
-        };
-        match write() {
+        match kept::write(path, &data) {
             Ok(()) => log::debug!("wrote {} bytes of pipelines to {}", data.len(), path.display()),
             Err(error) => log::warn!("cannot keep compiled pipelines in {}: {error}", path.display()),
         }
@@ -229,7 +220,7 @@ impl Pipelines {
 /// The on-disk pipeline cache of this adapter and driver.
 fn disk_cache(device: &wgpu::Device, info: &wgpu::AdapterInfo) -> Option<(wgpu::PipelineCache, PathBuf)> {
     let name = wgpu::util::pipeline_cache_key(info)?;
-    let path = dirs::cache_dir()?.join("lamina").join(name);
+    let path = kept::folder()?.join(name);
     Some((load(device, &path), path))
 }
 

@@ -274,13 +274,15 @@ impl<K: Kernel> Case<K> {
     pub fn erase(self) -> AnyCase {
         let (name, flops, bytes) = (self.name.clone(), self.flops, self.bytes);
         let case = Arc::new(self);
-        let of = case.clone();
+        let (of, tuned) = (case.clone(), case.clone());
         AnyCase {
             kernel: K::NAME,
             name,
             flops,
             bytes,
+            spec: format!("{:?}", case.spec),
             variants: Box::new(move |caps| K::variants(&of.spec, caps).iter().map(|v| v.name).collect()),
+            tuning: Box::new(move |caps| K::tuning(&tuned.spec, caps).variant.name),
             job: Box::new(move || {
                 let (job, case) = ((case.job)(), case.clone());
                 AnyJob {
@@ -309,8 +311,12 @@ pub struct AnyCase {
     pub flops: f64,
     /// Bytes that must move through device memory.
     pub bytes: f64,
+    /// What the model fixes, as Rust's `Debug` has it.
+    pub spec: String,
     /// The names of the variants under some caps, portable first.
     pub variants: Box<dyn Fn(&Caps) -> Vec<&'static str> + Send + Sync>,
+    /// The name of the variant that the kernel's tables take of these.
+    pub tuning: Box<dyn Fn(&Caps) -> &'static str + Send + Sync>,
     /// Makes the inputs.
     pub job: Box<dyn Fn() -> AnyJob + Send + Sync>,
 }

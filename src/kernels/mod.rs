@@ -72,7 +72,7 @@ pub trait Kernel: Sized + Send + Sync + 'static {
     /// Every way of running `spec` that `caps` allow, the portable one first; none where it is refused.
     fn variants(spec: &Self::Spec, caps: &Caps) -> Vec<Variant<Self::Tuning>>;
 
-    /// The variant for a device: a pure choice among [`Kernel::variants`].
+    /// The variant for a device by the kernel's own tables: a pure choice among [`Kernel::variants`].
     ///
     /// # Panics
     /// Where the kernel is refused.
@@ -81,9 +81,23 @@ pub trait Kernel: Sized + Send + Sync + 'static {
     /// The kernel with its shader composed.
     fn new(spec: &Self::Spec, tuning: &Self::Tuning) -> Self;
 
+    /// The variant for a device: the one that was measured there ([`Caps::tuned`]), else that of [`Kernel::tuning`].
+    ///
+    /// # Panics
+    /// Where the kernel is refused.
+    fn choice(spec: &Self::Spec, caps: &Caps) -> Choice<Self::Tuning> {
+        let key = format!("{spec:?}");
+        let measured = caps.tuned.iter().find(|tuned| tuned.kernel == Self::NAME && tuned.spec == key);
+        let choice = measured.and_then(|tuned| {
+            let variant = Self::variants(spec, caps).into_iter().find(|variant| variant.name == tuned.variant)?;
+            Some(Choice { variant, why: tuned.why() })
+        });
+        choice.unwrap_or_else(|| Self::tuning(spec, caps))
+    }
+
     /// The kernel with the variant for a device.
     fn chosen(spec: &Self::Spec, caps: &Caps) -> Self {
-        Self::new(spec, &Self::tuning(spec, caps).variant.tuning)
+        Self::new(spec, &Self::choice(spec, caps).variant.tuning)
     }
 
     /// The specialised shader.
@@ -148,7 +162,7 @@ fn entry<K: Kernel>() -> Entry {
         cases: |set| K::cases(set).into_iter().map(Case::erase).collect(),
         shaders: |caps| {
             let mut shaders: Vec<(&'static str, Arc<Shader>)> = Vec::new();
-            for spec in specs::<K>() {
+            for spec in specs::<K>(&[Set::Pairs]) {
                 for variant in K::variants(&spec, caps) {
                     let shader = K::new(&spec, &variant.tuning).shader().clone();
                     if shaders.iter().all(|(_, s)| s.key() != shader.key()) {
@@ -160,11 +174,12 @@ fn entry<K: Kernel>() -> Entry {
         },
         choices: |caps| {
             let mut choices: Vec<(String, &'static str, String)> = Vec::new();
-            for spec in specs::<K>() {
+            // Timed ones are what `lamina bench tune` measures.
+            for spec in specs::<K>(&[Set::Pairs, Set::Timed]) {
                 let (name, why) = match K::refusal(&spec, caps) {
                     Some(why) => ("none", why),
                     None => {
-                        let choice = K::tuning(&spec, caps);
+                        let choice = K::choice(&spec, caps);
                         (choice.variant.name, choice.why)
                     }
                 };
@@ -178,9 +193,9 @@ fn entry<K: Kernel>() -> Entry {
 }
 
 /// The distinct specs of a kernel's cases.
-fn specs<K: Kernel>() -> Vec<K::Spec> {
+fn specs<K: Kernel>(sets: &[Set]) -> Vec<K::Spec> {
     let mut specs: Vec<K::Spec> = Vec::new();
-    for case in K::cases(Set::Pairs) {
+    for case in sets.iter().flat_map(|set| K::cases(*set)) {
         if !specs.contains(&case.spec) {
             specs.push(case.spec);
         }
@@ -228,3 +243,36 @@ kernels![
     sample::Sample,
     swiglu::Swiglu,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::tuned::Tuned;
+
+    #[test]
+    fn a_measured_variant_is_taken_for_its_kernel_and_spec_while_there_is_one_of_that_name() {
+        let tuned = |kernel: &str, spec: &str, variant: &str| Tuned {
+            kernel: kernel.into(),
+            spec: spec.into(),
+            variant: variant.into(),
+            untuned: "subgroup".into(),
+            times: vec![("portable".into(), 1.0), ("subgroup".into(), 2.0)],
+            date: "2026-11-26".into(),
+        };
+        let choice = |tuned: Tuned| {
+            let caps = Caps { tuned: vec![tuned], ..Caps::everything() };
+            let Choice { variant, why } = rms_norm::RmsNorm::choice(&rms_norm::Spec, &caps);
+            (variant.name, why.contains("by lamina bench tune, 2026-11-26: 1.0 us against 2.0 subgroup"))
+        };
+        assert_eq!(choice(tuned("rms_norm", "Spec", "portable")), ("portable", true));
+        for other in
+            [("pack_rows", "Spec", "portable"), ("rms_norm", "Spec { a: 1 }", "portable"), ("rms_norm", "Spec", "gone")]
+        {
+            assert_eq!(choice(tuned(other.0, other.1, other.2)), ("subgroup", false), "{other:?}");
+        }
+        // `lamina info` shows it.
+        let caps = Caps { tuned: vec![tuned("rms_norm", "Spec", "portable")], ..Caps::everything() };
+        let entry = ALL.iter().find(|entry| entry.name == "rms_norm").expect("in the list");
+        assert_eq!((entry.choices)(&caps)[0].1, "portable");
+    }
+}

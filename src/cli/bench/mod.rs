@@ -4,6 +4,7 @@ mod attention;
 mod kernel;
 mod model;
 mod tables;
+mod tune;
 
 use std::io::{IsTerminal, Write};
 
@@ -32,6 +33,7 @@ Examples:
   lamina bench attention-types --context 128,4096 MHA, GQA and MLA beside each other
   lamina bench model --model DIR --depth 0,4096   prompts and text behind that many tokens of context
   lamina bench model --json > run.json            the small model that comes with lamina, as JSON
+  lamina bench tune                               find the fastest variants, and keep them for this adapter
 
 Exit codes: 0 done; 1 a check or the driver failed; 2 the command line cannot be meant.";
 
@@ -58,6 +60,8 @@ enum What {
     AttentionTypes(attention::AttentionBench),
     /// Prompts and text of a model, in tokens a second, and where the time of a token goes
     Model(Box<model::ModelBench>),
+    /// Each kernel's variants, of which the fastest is taken from then on
+    Tune(tune::TuneBench),
 }
 
 #[derive(Debug, clap::Args)]
@@ -108,7 +112,7 @@ impl Progress {
 }
 
 /// Shaders as release builds have them, in a debug build too.
-const UNCHECKED: Options = Options { checked: false, binding_bytes: None, zeroed: false };
+const UNCHECKED: Options = Options { checked: false, binding_bytes: None, zeroed: false, tuned: true };
 
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
@@ -122,6 +126,7 @@ impl Args {
             What::Kernel(bench) => bench.run(selector),
             What::AttentionTypes(bench) => bench.run(selector),
             What::Model(bench) => bench.run(selector),
+            What::Tune(bench) => bench.run(selector),
         }
     }
 }

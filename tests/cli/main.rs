@@ -1,17 +1,20 @@
 //! The command line as a user meets it: exit codes, what is printed, and where.
 
+mod tune;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// `lamina` with no setting of this shell.
+/// `lamina` with no setting of this shell, and nothing of what the user keeps.
 fn lamina(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lamina"));
     command.args(args);
     for name in ["LAMINA_ADAPTER", "WGPU_BACKEND", "RUST_LOG", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
         command.env_remove(name);
     }
+    command.env("LAMINA_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
     command
 }
 

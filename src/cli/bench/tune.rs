@@ -1,0 +1,152 @@
+//! `lamina bench tune`: which variants are the fastest here, kept for every later run.
+
+use std::path::PathBuf;
+
+use pollster::block_on;
+use serde::Serialize;
+
+use super::super::{check, print};
+use super::tables::{digits, rows};
+use super::{COLD, Output, Progress, Size, UNCHECKED};
+use crate::bench::{clock, tune};
+use crate::gpu::tuned::{self, Tuned};
+use crate::gpu::{Device, Options, Selector};
+use crate::{Error, Result};
+
+#[derive(Debug, clap::Args)]
+pub struct TuneBench {
+    /// Kernels to measure [default: all that have several variants here]
+    #[arg(value_name = "KERNEL")]
+    kernels: Vec<String>,
+    /// Remove what was measured on this adapter
+    #[arg(long, conflicts_with_all = ["kernels", "mib", "json", "markdown"])]
+    forget: bool,
+    #[command(flatten)]
+    size: Size,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Serialize)]
+struct Kept {
+    /// Where the choices are; `null` where there are none.
+    file: Option<PathBuf>,
+    #[serde(flatten)]
+    results: tune::Results,
+}
+
+impl TuneBench {
+    pub fn run(&self, selector: &Selector) -> Result<u8> {
+        let kernels = check::named("KERNEL", &self.kernels)?;
+        let device = block_on(Device::open(selector, &Options { tuned: false, ..UNCHECKED }))?;
+        clock::refuse(&device)?;
+        let caps = device.caps();
+        if self.forget {
+            let (path, was) = tuned::forget(caps)?;
+            print(&format!("{} {}\n", if was { "removed" } else { "there was no" }, path.display()))?;
+            return Ok(0);
+        }
+        let (clock, ceilings) = block_on(self.size.measure(&device))?;
+        let (progress, cold, today) = (Progress::default(), COLD[usize::from(caps.is_software())], today());
+        let measured = tune::measure(&device, &clock, &kernels, cold, &today, |done, total| progress.show(done, total));
+        let results = block_on(measured);
+        progress.end();
+        let results = results?;
+        if results.tuned.is_empty() && results.failed.is_empty() {
+            let expected = format!("one with several variants on {}", caps.label());
+            let found = results.skipped.first().map_or_else(|| self.kernels.join(" "), |left| left.why.clone());
+            return Err(Error::Usage { what: "KERNEL".into(), expected, found });
+        }
+        let file = if results.tuned.is_empty() { None } else { Some(tuned::save(caps, &results.tuned)?) };
+        let code = u8::from(!results.failed.is_empty());
+        self.output.print(&device, clock, ceilings, Kept { file, results }, text)?;
+        Ok(code)
+    }
+}
+
+fn text(kept: &Kept, markdown: bool) -> String {
+    let line = |tuned: &Tuned| {
+        let us = |name: &str| tuned.times.iter().find(|(n, _)| n == name).map_or(f64::NAN, |(_, us)| *us);
+        let others = tuned.times.iter().filter(|(name, _)| *name != tuned.variant);
+        let others: Vec<String> = others.map(|(name, us)| format!("{} {name}", digits(*us))).collect();
+        let gain = match tuned.variant == tuned.untuned {
+            true => "as before".into(),
+            false => format!("{:.2}x {}", us(&tuned.untuned) / us(&tuned.variant), tuned.untuned),
+        };
+        let us = digits(us(&tuned.variant));
+        vec![tuned.kernel.clone(), tuned.variant.clone(), us, others.join(", "), gain, tuned.spec.clone()]
+    };
+    let lines: Vec<Vec<String>> = kept.results.tuned.iter().map(line).collect();
+    let header = ["kernel", "taken", "us", "against", "gain", "for"];
+    let mut text = if lines.is_empty() { String::new() } else { rows(&header, &lines, markdown) };
+    for (what, left) in [("Failed its check", &kept.results.failed), ("Skipped", &kept.results.skipped)] {
+        for left in left {
+            text += &format!("{what}: {}, {}: {}\n", left.kernel, left.case, left.why);
+        }
+    }
+    if let Some(file) = &kept.file {
+        text += &format!("Every later run takes these variants: they are in {}\n", file.display());
+    }
+    text
+}
+
+/// The day by UTC, as year-month-day.
+fn today() -> String {
+    let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH).unwrap_or_default();
+    day(since.as_secs() / 86_400)
+}
+
+/// The day so many days after 1970-01-01.
+fn day(mut days: u64) -> String {
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    format!("{year}-{:02}-{:02}", month + 1, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_have_their_dates() {
+        let days = [(0, "1970-01-01"), (11_016, "2000-02-29"), (11_017, "2000-03-01"), (20_783, "2026-11-26")];
+        for (days, date) in days {
+            assert_eq!(day(days), date);
+        }
+        assert_eq!((day(20_818).as_str(), day(20_819).as_str()), ("2026-12-31", "2027-01-01"));
+    }
+
+    #[test]
+    fn a_row_says_what_is_taken_what_it_beat_and_what_failed() {
+        let times = [("portable", 30.0), ("subgroup", 12.5), ("narrow", 20.0)];
+        let tuned = |untuned: &str| Tuned {
+            kernel: "gemv".into(),
+            spec: "Spec".into(),
+            variant: "subgroup".into(),
+            untuned: untuned.into(),
+            times: times.map(|(name, us)| (name.to_string(), us)).into(),
+            date: "2026-11-26".into(),
+        };
+        let left = tune::Left { kernel: "sample", case: "greedy".into(), why: "one id is off".into() };
+        let (tuned, failed) = (vec![tuned("portable"), tuned("subgroup")], vec![left]);
+        let results = tune::Results { tuned, failed, ..tune::Results::default() };
+        let text = text(&Kept { file: Some("/cache/tuned.json".into()), results }, true);
+        assert!(
+            text.contains("| gemv | subgroup | 12.5 | 30.0 portable, 20.0 narrow | 2.40x portable | Spec |"),
+            "{text}"
+        );
+        assert!(text.contains("| as before | Spec |"), "{text}");
+        assert!(text.contains("Failed its check: sample, greedy: one id is off\n"), "{text}");
+        assert!(text.ends_with("they are in /cache/tuned.json\n"), "{text}");
+    }
+}
