@@ -17,12 +17,14 @@ const PASSES = (COLUMNS + WORKGROUP - 1u) / WORKGROUP;
 const COLUMN_LANES = (COLUMNS + PASSES - 1u) / PASSES;      // a lane folds every COLUMN_LANES-th vec4 ...
 const BANDS = min(WORKGROUP / COLUMN_LANES, PAIRS);
 const BAND = (PAIRS + BANDS - 1u) / BANDS;                  // ... of BAND pairs of rows
+const WIDE = BAND % 2u == 0u;                               // the weights of two pairs are one load
 const MARGIN = 8.0;                                         // by which scores may pass the kept maximum
 
 var<workgroup> scratch: array<f32, SCRATCH>;                  // of transpose8_*; the kernel's outside of `fold`
 var<workgroup> fold_pieces: array<f32, ROWS * TILE * PIECES>; // [ROWS, TILE, PIECES]; at last the totals, [ROWS, 4]
-var<workgroup> fold_weights: array<vec2<f32>, TILE * PAIRS>;  // [TILE, PAIRS]
+var<workgroup> fold_weights: array<vec4<f32>, TILE * PAIRS / 2u>; // [TILE, PAIRS / 2]
 var<workgroup> fold_scales: array<vec2<f32>, PAIRS>;          // at last the maxima
+var<workgroup> fold_moved: vec4<u32>;                         // x: the tile where a maximum moved last
 
 var<private> fold_query0: array<vec4<f32>, STEPS>;            // this lane's quads of its pair of rows
 var<private> fold_query1: array<vec4<f32>, STEPS>;
@@ -31,17 +33,24 @@ var<private> fold_maximum: vec2<f32>;                         // of a pair of ro
 var<private> fold_total: vec2<f32>;                           // of their weights of every fourth token
 var<private> folded: array<vec4<f32>, 2u * PASSES * BAND>;    // outputs times totals: [PASSES, BAND] pairs of rows
 
-// Loads a tile's units to registers. What stands behind the end may be no number.
+// Loads a tile's units to registers: they follow each other, since a page has whole tiles. Behind the end stands
+// the first record again, which weighs 0 there. Not under a condition: drivers wait for loads where branches meet.
 fn fetch(pages: u32, base: u32, end: u32, lane: u32) {
+  let token = min(base, end - 1u);
+  let first = record_of(pages, token) * UNITS;
   for (var i = 0u; i < LOADS; i++) {
     let unit = lane + i * WORKGROUP;
-    let token = base + unit / UNITS;
-    var value = vec4<u32>(0u);
-    if (unit < TILE * UNITS && token < end) {
-      value = cache[record_of(pages, token) * UNITS + unit % UNITS];
-    }
-    fold_next[i] = value;
+    fold_next[i] = cache[first + select(unit % UNITS, unit, unit < min(end - token, TILE) * UNITS)];
   }
+}
+
+fn add_dot(sum: f32, a: vec4<f32>, b: vec4<f32>) -> f32 {
+  return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}
+
+// Four sums, and the products of a row with four tokens' keys: `dot` would add each apart.
+fn add_dots(s: vec4<f32>, a: vec4<f32>, k0: vec4<f32>, k1: vec4<f32>, k2: vec4<f32>, k3: vec4<f32>) -> vec4<f32> {
+  return vec4<f32>(add_dot(s.x, a, k0), add_dot(s.y, a, k1), add_dot(s.z, a, k2), add_dot(s.w, a, k3));
 }
 
 // The products of a pair of rows with four tokens of the tile, in pieces.
@@ -56,8 +65,8 @@ fn products(part: u32, pair: u32, lane: u32) {
     let key3 = quad_of(part + 3u, quad);
     let a = fold_query0[i];
     let b = fold_query1[i];
-    low += vec4<f32>(dot(a, key0), dot(a, key1), dot(a, key2), dot(a, key3));
-    high += vec4<f32>(dot(b, key0), dot(b, key1), dot(b, key2), dot(b, key3));
+    low = add_dots(low, a, key0, key1, key2, key3);
+    high = add_dots(high, b, key0, key1, key2, key3);
   }
   let sum = transpose8(low, high, lane);
   if (lane < PAIRS * LANES) {
@@ -81,8 +90,11 @@ fn scores_of(pair: u32, place: u32, token: u32, ends: vec2<u32>) -> vec2<f32> {
 fn softmax(base: u32, ends: vec2<u32>, lane: u32) {
   let pair = lane / 4u;
   var largest = vec2<f32>(NOTHING);
+  var own: array<vec2<f32>, TILE / 4u>;
   for (var t = 0u; t < TILE; t++) {
-    largest = max(largest, scores_of(pair, t, base + t, ends));
+    let scores = scores_of(pair, t, base + t, ends);
+    largest = max(largest, scores);
+    own[t / 4u] = select(own[t / 4u], scores, t % 4u == lane % 4u);
   }
   let moved = largest > fold_maximum + MARGIN;
   let scale = select(vec2<f32>(1.0), exp2(fold_maximum - largest), moved);
@@ -90,20 +102,32 @@ fn softmax(base: u32, ends: vec2<u32>, lane: u32) {
   fold_total *= scale;
   if (lane % 4u == 0u) {
     fold_scales[pair] = scale;
+    if (moved.x || moved.y) {
+      fold_moved.x = base;
+    }
   }
-  for (var t = lane % 4u; t < TILE; t += 4u) {
-    let scores = scores_of(pair, t, base + t, ends);
+  for (var i = 0u; i < TILE / 4u; i++) {
+    let t = lane % 4u + 4u * i;
+    let scores = own[i];
     let weight = select(vec2<f32>(0.0), exp2(scores - fold_maximum), scores > vec2<f32>(0.5 * NOTHING));
     fold_total += weight;
-    fold_weights[t * PAIRS + pair] = weight;
+    let at = (t * PAIRS + pair) / 2u;
+    let k = 2u * (pair % 2u);
+    fold_weights[at][k] = weight.x;
+    fold_weights[at][k + 1u] = weight.y;
   }
 }
 
+fn add_value(pair: u32, weight: vec2<f32>, value: vec4<f32>) {
+  folded[2u * pair] += weight.x * value;
+  folded[2u * pair + 1u] += weight.y * value;
+}
+
 // Adds the tile's values, weighed.
-fn values(band: u32, lane: u32) {
-  for (var i = 0u; i < BAND; i++) {
-    let scale = fold_scales[min(band * BAND + i, PAIRS - 1u)];
-    if (scale.x != 1.0 || scale.y != 1.0) {
+fn values(base: u32, band: u32, lane: u32) {
+  if (fold_moved.x == base) { // rare
+    for (var i = 0u; i < BAND; i++) {
+      let scale = fold_scales[min(band * BAND + i, PAIRS - 1u)];
       for (var turn = 0u; turn < PASSES; turn++) {
         folded[2u * (turn * BAND + i)] *= scale.x;
         folded[2u * (turn * BAND + i) + 1u] *= scale.y;
@@ -113,10 +137,18 @@ fn values(band: u32, lane: u32) {
   for (var t = 0u; t < TILE; t++) {
     for (var turn = 0u; turn < PASSES; turn++) {
       let value = quad_of(t, min(lane % COLUMN_LANES + turn * COLUMN_LANES, COLUMNS - 1u));
-      for (var i = 0u; i < BAND; i++) {
-        let weight = fold_weights[t * PAIRS + min(band * BAND + i, PAIRS - 1u)];
-        folded[2u * (turn * BAND + i)] += weight.x * value;
-        folded[2u * (turn * BAND + i) + 1u] += weight.y * value;
+      if (WIDE) {
+        for (var i = 0u; i < BAND; i += 2u) {
+          let weight = fold_weights[(t * PAIRS + min(band * BAND + i, PAIRS - 2u)) / 2u];
+          add_value(turn * BAND + i, weight.xy, value);
+          add_value(turn * BAND + i + 1u, weight.zw, value);
+        }
+      } else {
+        for (var i = 0u; i < BAND; i++) {
+          let at = t * PAIRS + min(band * BAND + i, PAIRS - 1u);
+          let weight = fold_weights[at / 2u];
+          add_value(turn * BAND + i, select(weight.xy, weight.zw, at % 2u == 1u), value);
+        }
       }
     }
   }
@@ -142,6 +174,9 @@ fn fold(pages: u32, begin: u32, end: u32, lane: u32) {
     folded[i] = vec4<f32>(0.0);
   }
 
+  if (lane == 0u) {
+    fold_moved.x = 0xffffffffu;
+  }
   fetch(pages, begin, end, lane);
   for (var base = begin; base < end; base += TILE) {
     workgroupBarrier(); // nobody reads the last tile any more
@@ -161,7 +196,7 @@ fn fold(pages: u32, begin: u32, end: u32, lane: u32) {
       softmax(base, ends, lane);
     }
     workgroupBarrier();
-    values(lane / COLUMN_LANES, lane);
+    values(base, lane / COLUMN_LANES, lane);
   }
 
   workgroupBarrier(); // nobody reads pieces and scales any more

@@ -33,17 +33,19 @@ const BROKEN: &[(&str, &str, &str)] = &[
     ("lib/fold", "const BAND = (PAIRS + BANDS - 1u) / BANDS;", "const BAND = max(PAIRS / BANDS, 1u);"),
     ("lib/fold", "const MARGIN = 8.0;", "const MARGIN = 1000.0;"),
     // Behind the end only what is no number shows: it weighs 0.
-    ("lib/fold", "var value = vec4<u32>(0u);", "var value = vec4<u32>(0xffffffffu);"),
-    ("lib/fold", "if (unit < TILE * UNITS && token < end) {", "if (unit < TILE * UNITS) {"),
+    ("lib/fold", LOAD, "fold_next[i] = cache[first + min(unit, TILE * UNITS - 1u)];"),
+    ("lib/fold", LOAD, "fold_next[i] = cache[first + unit % UNITS];"),
     ("lib/fold", "var largest = vec2<f32>(NOTHING);", "var largest = vec2<f32>(0.0);"),
     // Any scores may be left out of the maximum, as long as none passes it by far.
     ("lib/fold", "for (var t = 0u; t < TILE; t++) {", "for (var t = 0u; t < 1u; t++) {"),
     ("lib/fold", "for (var part = 0u; part < TILE; part += 4u) {", "for (var part = 4u; part < TILE; part += 4u) {"),
     // All four lanes of a pair know it.
     ("lib/fold", "if (lane % 4u == 0u) {", "if (lane % 4u == 4u) {"),
-    // Of two rows either may rescale alone.
-    ("lib/fold", RESCALE, "if (scale.x != 1.0) {"),
-    ("lib/fold", RESCALE, "if (scale.y != 1.0) {"),
+    // Of two rows either may move alone.
+    ("lib/fold", MOVED, "if (moved.x) {"),
+    ("lib/fold", MOVED, "if (moved.y) {"),
+    // A turn takes two pairs of rows.
+    ("lib/fold", "for (var i = 0u; i < BAND; i += 2u) {", "for (var i = 2u; i < BAND; i += 2u) {"),
     ("lib/fold", "fold_maximum = vec2<f32>(NOTHING);", "fold_maximum = vec2<f32>(0.0);"),
     // Any number would do: the first tile's scale is 0.
     ("lib/fold", "fold_total = vec2<f32>(0.0);", "fold_total = vec2<f32>(NAN);"),
@@ -67,6 +69,11 @@ const FREE: &[(&str, &str)] = &[
     ("lib/fold", "const PASSES = (COLUMNS + WORKGROUP - 1u) / WORKGROUP;"),
     // Such memory is zero at first, and the first tile's scale is.
     ("lib/fold", "for (var i = 0u; i < 2u * PASSES * BAND; i++) {"),
+    // A declaration.
+    ("lib/fold", "var own: array<vec2<f32>, TILE / 4u>;"),
+    // All maxima move in the first tile, where there is nothing to rescale.
+    ("lib/fold", "if (lane == 0u) {"),
+    ("lib/fold", "fold_moved.x = 0xffffffffu;"),
     // Whether there is a barrier, which `a_dropped_barrier_fails` is about.
     ("lib/transpose8_shared", "if (TILE > 4u) {"),
 ];
@@ -78,7 +85,8 @@ const FOLD: &str = "fold(sequence.pages, split.begin, split.end, lane);";
 const LANES: &str = "const LANES = min(WORKGROUP / PAIRS, QUADS + 7u) / 8u * 8u;";
 const LOADS: &str = "const LOADS = (TILE * UNITS + WORKGROUP - 1u) / WORKGROUP;";
 const COLUMN_LANES: &str = "const COLUMN_LANES = (COLUMNS + PASSES - 1u) / PASSES;";
-const RESCALE: &str = "if (scale.x != 1.0 || scale.y != 1.0) {";
+const MOVED: &str = "if (moved.x || moved.y) {";
+const LOAD: &str = "fold_next[i] = cache[first + select(unit % UNITS, unit, unit < min(end - token, TILE) * UNITS)];";
 
 /// Cases that fail together for every broken line, the most telling first.
 const CASES: &[&[&str]] = &[

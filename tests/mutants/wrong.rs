@@ -52,14 +52,14 @@ fn accumulators_of_f16_fail_at_70_000_tokens() {
   return vec4<f32>(unpack2x16float(pack2x16float(v.xy)), unpack2x16float(pack2x16float(v.zw)));
 }
 ";
-    let at = ["folded[2u * (turn * BAND + i)]", "folded[2u * (turn * BAND + i) + 1u]"];
+    let at = ["folded[2u * pair]", "folded[2u * pair + 1u]"];
     let weighed = |at: &str, part| {
         let [from, to] =
             [format!("{at} += weight.{part} * value"), format!("{at} = rounded({at} + weight.{part} * value)")];
         Edit::new("lib/fold", &from, &to)
     };
-    let comment = "// Adds the tile's values, weighed.\n";
-    let helper = Edit::new("lib/fold", comment, &format!("{rounded}{comment}"));
+    let function = "fn add_value(";
+    let helper = Edit::new("lib/fold", function, &format!("{rounded}{function}"));
     let edits = [helper, weighed(at[0], "x"), weighed(at[1], "y")];
     // An even softmax, where every token counts: seconds on a CPU driver.
     let (prepared, device) = (case("mla_decode", &["(69999, 1)", "Even"]), device());
