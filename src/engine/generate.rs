@@ -1,4 +1,4 @@
-//! Text of one sequence, token by token: the next step is submitted while the last one runs.
+//! Text of one sequence, token by token: behind the first, the next step is submitted while the last one runs.
 
 use futures::Stream;
 
@@ -29,6 +29,13 @@ struct Continuation<'a> {
     pending: Option<Reading>,
 }
 
+impl Continuation<'_> {
+    /// Whether the context holds another token.
+    fn has_room(&self) -> bool {
+        self.engine.tokens(self.id) < self.engine.options().context as usize
+    }
+}
+
 impl Engine {
     /// Appends `prompt` to a sequence and samples what follows. The stream ends after one of the request's
     /// end ids, after its most tokens, or where the context is full. Afterwards the cache holds all tokens
@@ -49,12 +56,16 @@ impl Engine {
             if on.left == 0 {
                 return Ok(None);
             }
-            if let Some(prompt) = prompt {
-                on.pending = Some(on.engine.feed(on.id, &prompt, on.request.seed).await?);
-            }
-            let Some(pending) = on.pending.take() else { return Ok(None) };
+            let first = prompt.is_some();
+            let pending = match (prompt, on.pending.take()) {
+                (Some(prompt), _) => on.engine.feed(on.id, &prompt, on.request.seed).await?,
+                (None, Some(pending)) => pending,
+                (None, None) if on.has_room() => on.engine.decode(&[(on.id, on.request.seed)]).await?,
+                (None, None) => return Ok(None),
+            };
             let held = on.engine.tokens(on.id);
-            if on.left > 1 && held < on.engine.options().context as usize {
+            // The first token is read before another step is recorded: whoever waits for it has it sooner.
+            if !first && on.left > 1 && on.has_room() {
                 on.pending = Some(on.engine.decode(&[(on.id, on.request.seed)]).await?);
             }
             let record = on.engine.records(pending).await?.remove(0);
