@@ -1,4 +1,5 @@
 // Expanded keys and values of f16, and rope keys of f32, moved by 256 lanes to tiles of f16 for the matrix units.
+// lib: halves.
 // Constants: N and P widths of a key's parts, V of a value, KEYS of a tile.
 // Of the kernel: bindings `kv` and `k_pe`, tiles `tile_k` and `tile_v` with rows of PITCH and VALUE_PITCH vec4.
 
@@ -42,21 +43,16 @@ fn fetch(row: u32, last: u32, head: u32, lane: u32) -> Parts {
   return p;
 }
 
-// Two words as the four halves that they are.
-fn halves(words: vec2<u32>) -> vec4<f16> {
-  return vec4<f16>(vec2<f16>(unpack2x16float(words.x)), vec2<f16>(unpack2x16float(words.y)));
-}
-
 fn keep_expanded(at: vec2<u32>, part: vec4<u32>) {
   if (at.x < KEYS) {
     if (at.y < N / 8u) {
       let to = at.x * PITCH + 2u * at.y;
-      tile_k[to] = halves(part.xy);
-      tile_k[to + 1u] = halves(part.zw);
+      tile_k[to] = halves(part.x, part.y);
+      tile_k[to + 1u] = halves(part.z, part.w);
     } else {
       let to = at.x * VALUE_PITCH + 2u * (at.y - N / 8u);
-      tile_v[to] = halves(part.xy);
-      tile_v[to + 1u] = halves(part.zw);
+      tile_v[to] = halves(part.x, part.y);
+      tile_v[to + 1u] = halves(part.z, part.w);
     }
   }
 }

@@ -3,7 +3,7 @@
 // in registers. A step of 32 columns is multiplied while the next is on its way from device memory to registers.
 // Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
-// lib: epilogue_* (EPILOGUE_ROWS).
+// lib: epilogue_* (EPILOGUE_ROWS), halves.
 // Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each; finish(row, token, first,
 // second), which takes the sums of four outputs' rows, the first of them `row`.
 
@@ -47,19 +47,14 @@ fn fetch(w: vec4<u32>, t: vec2<u32>, at: u32) -> Parts {
   return p;
 }
 
-// Two words as the four halves that they are.
-fn halves(words: vec2<u32>) -> vec4<f16> {
-  return vec4<f16>(vec2<f16>(unpack2x16float(words.x)), vec2<f16>(unpack2x16float(words.y)));
-}
-
 fn keep(p: Parts, lane: u32) {
   let to = row_of(lane) * PITCH + lane % 4u * 2u;
-  tile_w[to] = halves(p.w0.xy); tile_w[to + 1u] = halves(p.w0.zw);
-  tile_w[to + 64u * PITCH] = halves(p.w1.xy); tile_w[to + 64u * PITCH + 1u] = halves(p.w1.zw);
-  tile_w[to + 128u * PITCH] = halves(p.w2.xy); tile_w[to + 128u * PITCH + 1u] = halves(p.w2.zw);
-  tile_w[to + 192u * PITCH] = halves(p.w3.xy); tile_w[to + 192u * PITCH + 1u] = halves(p.w3.zw);
-  if (FRAGMENTS > 1u || lane < 128u) { tile_x[to] = halves(p.x0.xy); tile_x[to + 1u] = halves(p.x0.zw); }
-  if (FRAGMENTS > 2u) { tile_x[to + 64u * PITCH] = halves(p.x1.xy); tile_x[to + 64u * PITCH + 1u] = halves(p.x1.zw); }
+  tile_w[to] = halves(p.w0.x, p.w0.y); tile_w[to + 1u] = halves(p.w0.z, p.w0.w);
+  tile_w[to + 64u * PITCH] = halves(p.w1.x, p.w1.y); tile_w[to + 64u * PITCH + 1u] = halves(p.w1.z, p.w1.w);
+  tile_w[to + 128u * PITCH] = halves(p.w2.x, p.w2.y); tile_w[to + 128u * PITCH + 1u] = halves(p.w2.z, p.w2.w);
+  tile_w[to + 192u * PITCH] = halves(p.w3.x, p.w3.y); tile_w[to + 192u * PITCH + 1u] = halves(p.w3.z, p.w3.w);
+  if (FRAGMENTS > 1u || lane < 128u) { tile_x[to] = halves(p.x0.x, p.x0.y); tile_x[to + 1u] = halves(p.x0.z, p.x0.w); }
+  if (FRAGMENTS > 2u) { tile_x[to + 64u * PITCH] = halves(p.x1.x, p.x1.y); tile_x[to + 64u * PITCH + 1u] = halves(p.x1.z, p.x1.w); }
 }
 
 fn rows_at(at: u32) -> RowFragment {

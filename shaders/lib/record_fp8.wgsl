@@ -1,5 +1,6 @@
 // Records of 512 e4m3 codes, an f32 scale for each 128 of them and P f16 values (append_fp8 writes them), moved by 16
 // lanes each into rows of f16 of a tile for the matrix units: a lane takes 16 codes of each half of the latent.
+// lib: halves.
 // Constants: R, which is 512; P, a multiple of 4; STEPS: a row has 64 STEPS values, those behind R + P zero.
 
 const RECORD = (R / 4u + 4u + P / 2u + 3u) / 4u; // vec4<u32>
@@ -47,11 +48,6 @@ fn fetch(record: u32, lane: u32) -> Part {
     part.rope = vec2<u32>(cache[words][quad % 2u * 2u], cache[words][quad % 2u * 2u + 1u]);
   }
   return part;
-}
-
-// Two pairs of f16.
-fn halves(a: u32, b: u32) -> vec4<f16> {
-  return vec4<f16>(vec2<f16>(unpack2x16float(a)), vec2<f16>(unpack2x16float(b)));
 }
 
 // Codes 0, 2, 1, 3 as their values over 2^8: sign, exponent and mantissa moved to where f16 has them, which is exact

@@ -130,6 +130,18 @@ impl Caps {
         self.cooperative.iter().any(fits)
     }
 
+    /// Why kernels on matrix units do not run: those there, and what these kernels have besides, f16, subgroups of 32
+    /// and workgroups of 256.
+    pub fn matrices_refusal(&self) -> Option<&'static str> {
+        if !self.multiplies_matrices() {
+            Some("no matrix units of 16x16x16, f16 to f32")
+        } else if !self.f16 || self.subgroups != Some((32, 32)) || self.invocations < 256 {
+            Some("no f16, subgroups of other widths than 32, or fewer than 256 invocations")
+        } else {
+            None
+        }
+    }
+
     /// `name (backend)`, as messages name the adapter.
     pub fn label(&self) -> String {
         format!("{} ({})", self.name, self.backend)

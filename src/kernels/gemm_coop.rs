@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::linear::{Epilogue, Method, Params, Product, Reads};
-use super::linear_case::{Shape, outcome};
+use super::linear_case::Shape;
 use super::weights::WeightFormat;
-use super::{Case, Choice, Field, Job, Kernel, Set, Variant};
+use super::{Case, Choice, Field, Job, Kernel, Set, Variant, self_test};
 use crate::gpu::{Caps, Device, Recording, Shader, ShaderBuilder, Source};
-use crate::{Error, Result, reference, wgsl};
+use crate::{Result, reference, wgsl};
 
 /// What the model fixes, and the size of a tile. Weights are f16.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,33 +53,25 @@ fn bytes(fragments: u32) -> u32 {
 
 /// Why products do not run on a device's matrix units.
 pub fn refusal(caps: &Caps) -> Option<String> {
-    if !caps.multiplies_matrices() {
-        Some("no matrix units of 16x16x16, f16 to f32".into())
-    } else if !caps.f16 || caps.subgroups != Some((32, 32)) {
-        Some("no f16, or subgroups of other widths than 32".into())
-    } else if bytes(FRAGMENTS[2]) > caps.workgroup_bytes {
-        Some(format!("{} bytes of workgroup memory", caps.workgroup_bytes))
-    } else {
-        None
-    }
+    let fits = bytes(FRAGMENTS[2]) <= caps.workgroup_bytes;
+    let memory = || (!fits).then(|| format!("{} bytes of workgroup memory", caps.workgroup_bytes));
+    caps.matrices_refusal().map(String::from).or_else(memory)
 }
+
+/// The largest normalised mean square error of a self-test: of f32 sums, whatever their order.
+const SELF_TEST: f64 = 1e-9;
 
 /// Whether a kernel that takes its products from `lib/product_coop` agrees with its twin on a device. Where it does
 /// not, a warning says so: something is wrong with that driver.
 ///
 /// # Errors
-/// [`Error::DeviceLost`].
+/// [`crate::Error::DeviceLost`].
 pub(super) fn works<K: Kernel>(device: &Device, cases: impl Iterator<Item = (K::Spec, Job<K>)>) -> Result<bool> {
     if refusal(device.caps()).is_some() {
         return Ok(false);
     }
     for (spec, job) in cases {
-        let fault = match outcome(&K::chosen(&spec, device.caps()), &job, device) {
-            Ok(fault) => fault,
-            Err(error @ Error::DeviceLost { .. }) => return Err(error),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(fault) = fault {
+        if let Some(fault) = self_test::fault(&K::chosen(&spec, device.caps()), &job, device, ("y", SELF_TEST))? {
             log::warn!("{}: {} failed its self-test, {fault}; others run", device.caps().label(), K::NAME);
             return Ok(false);
         }
@@ -91,6 +83,7 @@ pub(super) fn works<K: Kernel>(device: &Device, cases: impl Iterator<Item = (K::
 pub(super) fn products(source: Source, fragments: u32) -> ShaderBuilder {
     Shader::of(source)
         .u32("FRAGMENTS", fragments)
+        .module(wgsl!("lib/halves"))
         .module(wgsl!("lib/product_coop"))
         .f16()
         .subgroups()
@@ -190,7 +183,7 @@ impl GemmCoop {
     /// twin.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`].
+    /// [`crate::Error::DeviceLost`].
     pub fn works(device: &Device) -> Result<bool> {
         let record = |kernel: &GemmCoop, recording: &mut Recording, product: &Product| kernel.record(recording, product);
         let cases = FRAGMENTS.into_iter().zip(Epilogue::ALL).map(|(fragments, epilogue)| {

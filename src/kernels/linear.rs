@@ -396,9 +396,7 @@ impl Linear {
             made.record(recording, product);
         }
     }
-}
 
-impl Linear {
     /// Whether [`Linear::record_halves`] takes so many tokens and matrices of that format and so many columns.
     pub fn takes_halves(&self, format: WeightFormat, tokens: u32, columns: u32) -> bool {
         self.matrices.as_ref().is_some_and(|matrices| matrices.holds(format, tokens, columns))

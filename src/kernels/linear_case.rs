@@ -6,10 +6,10 @@ use super::inputs::{Inputs, checks, placed};
 use super::linear::{Activations, Epilogue, Norm, Product};
 use super::pack_rows::Packed;
 use super::weights::{BLOCK, WeightChunk, WeightFormat, Weights, pack};
-use super::{Case, Data, Job, Kernel, Tensor, Tensors, Tolerance};
-use crate::gpu::{Device, Options, Recording};
+use super::{Case, Data, Job, Kernel, Tensor, Tolerance};
+use crate::gpu::Recording;
+use crate::reference;
 use crate::reference::gemm_coop::halves;
-use crate::{Result, reference};
 
 /// Sizes of a case. `x` and `y` are (stride, offset).
 #[derive(Clone, Copy)]
@@ -154,25 +154,4 @@ pub(super) fn packed(x: &[f32], stride: usize, columns: usize) -> [Tensor; 2] {
         scales.push(scale);
     }
     [Tensor::input("packed", Data::F16(values)), Tensor::input("scales", Data::F32(scales))]
-}
-
-/// Largest normalised mean square error of a self-test: of f32 sums, whatever their order.
-const SELF_TEST: f64 = 1e-9;
-
-/// What `kernel` made wrong of a case on `device`, if anything.
-pub(super) fn outcome<K: Kernel>(kernel: &K, job: &Job<K>, device: &Device) -> Result<Option<String>> {
-    let run = |device: &Device| {
-        let tensors = Tensors::upload(device, &job.tensors)?;
-        let mut recording = Recording::new();
-        (job.record)(kernel, &tensors, &mut recording);
-        device.submit(&recording)?;
-        let bytes = pollster::block_on(device.read(&[tensors.get("y")]))?.remove(0);
-        Ok::<Vec<f32>, crate::Error>(bytemuck::pod_collect_to_vec(&bytes))
-    };
-    let (found, expected) = (run(device)?, run(&Device::cpu(&Options::default()))?);
-    // What nobody writes, behind the rows' ends, is no number.
-    let written = || expected.iter().zip(&found).filter(|(expected, _)| !expected.is_nan());
-    let error: f64 = written().map(|(e, f)| f64::from(e - f).powi(2)).sum();
-    let size: f64 = written().map(|(e, _)| f64::from(*e).powi(2)).sum();
-    Ok((!(error <= SELF_TEST * size)).then(|| format!("y is wrong by a share of {:.1e}", (error / size).sqrt())))
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::mla_decode::{self, Args, MlaDecode, Params, Spec};
 use super::mla_decode_cases::{cases, outcome};
-use super::{Case, Choice, Field, Kernel, Set, Variant};
-use crate::gpu::{Caps, Device, Recording, Shader, Source};
+use super::{Case, Choice, Field, Kernel, Set, Variant, self_test};
+use crate::gpu::{Caps, Device, Recording, Shader, ShaderBuilder, Source};
 use crate::num::record::RecordFormat;
 use crate::{Result, reference, wgsl};
 
@@ -75,10 +75,8 @@ impl Kernel for MlaDecodeCoop {
 
     fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
         let Spec { latent, format, .. } = *spec;
-        let why = if !caps.multiplies_matrices() {
-            "no matrix units of 16x16x16, f16 to f32".to_string()
-        } else if !caps.f16 || caps.subgroups != Some((32, 32)) || caps.invocations < 256 {
-            "no f16, subgroups of other widths than 32, or fewer than 256 invocations".to_string()
+        let why = if let Some(why) = caps.matrices_refusal() {
+            why.to_string()
         } else if format == RecordFormat::F32 {
             "records are F32, which f16 does not hold".to_string()
         } else if format == RecordFormat::Fp8 && (latent != MOST_LATENT || !spec.rope.is_multiple_of(4)) {
@@ -114,8 +112,8 @@ impl Kernel for MlaDecodeCoop {
 
     fn new(spec: &Spec, tuning: &Tuning) -> MlaDecodeCoop {
         let (cell, record) = match spec.format {
-            RecordFormat::F16 => ("vec4<f16>", wgsl!("lib/record_f16")),
-            RecordFormat::Fp8 => ("vec4<u32>", wgsl!("lib/record_fp8")),
+            RecordFormat::F16 => ("vec4<f16>", vec![wgsl!("lib/record_f16")]),
+            RecordFormat::Fp8 => ("vec4<u32>", vec![wgsl!("lib/halves"), wgsl!("lib/record_fp8")]),
             RecordFormat::F32 => panic!("mla_decode_coop: records of f32 are refused"),
         };
         let shader = Shader::of(Self::SOURCE)
@@ -129,8 +127,10 @@ impl Kernel for MlaDecodeCoop {
             .alias("Cell", cell)
             .module(wgsl!("lib/batch"))
             .module(wgsl!("lib/rows_paged"))
-            .module(wgsl!("lib/score_plain"))
-            .module(record)
+            .module(wgsl!("lib/score_plain"));
+        let shader = record
+            .into_iter()
+            .fold(shader, ShaderBuilder::module)
             .f16()
             .subgroups()
             .cooperative_matrix()
@@ -163,12 +163,8 @@ impl MlaDecodeCoop {
             return Ok(Err(why));
         }
         let kernel = Self::chosen(spec, device.caps());
-        match outcome(&kernel, spec, device) {
-            Ok(None) => Ok(Ok(kernel)),
-            Ok(Some(fault)) => Ok(Err(fault)),
-            Err(error @ crate::Error::DeviceLost { .. }) => Err(error),
-            Err(error) => Ok(Err(error.to_string())),
-        }
+        let fault = self_test::told(outcome(&kernel, spec, device))?;
+        Ok(fault.map_or(Ok(kernel), Err))
     }
 
     /// Folds a step's splits: a dispatch for each cache chunk that has some.

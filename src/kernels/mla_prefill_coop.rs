@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use super::mla_prefill::{self, Args, Method, MlaPrefill, Params, Spec};
-use super::mla_prefill_cases::{cases, outcome};
-use super::{Case, Choice, Field, Kernel, Set, Variant};
+use super::mla_prefill_cases::{cases, self_test_of};
+use super::{Case, Choice, Field, Kernel, Set, Variant, self_test};
 use crate::gpu::{Caps, Device, Recording, Shader, Source};
-use crate::{Error, Result, reference, wgsl};
+use crate::{Result, reference, wgsl};
 
 /// How it runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +34,9 @@ impl Tuning {
 const ROWS: u32 = 128;
 /// Its invocations.
 const WORKGROUP: u32 = 256;
+/// The largest normalised mean square error of the self-test, which asks whether a driver computes at all what it is
+/// told to.
+const SELF_TEST: f64 = 1e-6;
 /// The widest key, and value, whose fragments have names in the shader.
 const MOST_WIDTH: u32 = 256;
 
@@ -53,10 +56,8 @@ impl Kernel for MlaPrefillCoop {
     fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
         let Spec { nope, rope, value, .. } = *spec;
         let sixteens = [nope, rope, value].iter().all(|width| width.is_multiple_of(16));
-        let why = if !caps.multiplies_matrices() {
-            "no matrix units of 16x16x16, f16 to f32".to_string()
-        } else if !caps.f16 || caps.subgroups != Some((32, 32)) || caps.invocations < WORKGROUP {
-            format!("no f16, subgroups of other widths than 32, or fewer than {WORKGROUP} invocations")
+        let why = if let Some(why) = caps.matrices_refusal() {
+            why.to_string()
         } else if !sixteens || nope + rope == 0 || value == 0 || nope + rope > MOST_WIDTH || value > MOST_WIDTH {
             format!("keys of {nope} + {rope} and values of {value}, not multiples of 16 up to {MOST_WIDTH}")
         } else if !(Tuning { keys: 16 }).fits(spec, caps.workgroup_bytes) {
@@ -92,6 +93,7 @@ impl Kernel for MlaPrefillCoop {
             .u32("KEYS", tuning.keys)
             .bool("ACCUMULATE", accumulate)
             .module(wgsl!("lib/batch"))
+            .module(wgsl!("lib/halves"))
             .module(wgsl!("lib/expanded_f16"))
             .f16()
             .subgroups()
@@ -135,7 +137,7 @@ impl Attention {
     /// a warning: something is wrong with that driver.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`].
+    /// [`crate::Error::DeviceLost`].
     pub fn new((nope, rope, value): (u32, u32, u32), halves: bool, device: &Device) -> Result<Attention> {
         let caps = device.caps();
         let specs = [false, true].map(|accumulate| Spec { nope, rope, value, accumulate });
@@ -143,11 +145,8 @@ impl Attention {
             let kernels = specs.clone().map(|spec| MlaPrefillCoop::chosen(&spec, caps));
             let mut fault = None;
             for kernel in &kernels {
-                fault = fault.or(match outcome(kernel, &kernel.spec, device) {
-                    Ok(fault) => fault,
-                    Err(error @ Error::DeviceLost { .. }) => return Err(error),
-                    Err(error) => Some(error.to_string()),
-                });
+                let tested = self_test::fault(kernel, &self_test_of(&kernel.spec), device, ("output", SELF_TEST))?;
+                fault = fault.or(tested);
             }
             match fault {
                 None => return Ok(Attention::Matrices(kernels)),

@@ -20,6 +20,7 @@ pub mod moe_layer;
 mod pairs;
 pub mod pieces;
 pub mod plan;
+mod self_test;
 pub mod up_projection;
 pub mod weights;
 
