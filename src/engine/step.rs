@@ -9,11 +9,11 @@ use super::pages::SequenceId;
 use super::run_until;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Reading, Recording, View};
+use crate::kernels::mla_decode_coop;
 use crate::kernels::pieces::{Piece, Pieces};
 use crate::kernels::plan::{self, Borders, Dispatch, MOST_ROWS, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
-use crate::kernels::{gemm_coop, mla_decode_coop};
 use crate::model::Model;
 use crate::model::forward::{Decode, Forward, Limits, Prefill, Step};
 use crate::model::plan::{LOGITS_BYTES, step_tokens};
@@ -127,7 +127,7 @@ impl Engine {
     /// # Errors
     /// [`Error::OutOfMemory`], and [`Error::Usage`] for numbers that make no sense.
     pub fn new(device: &Device, model: Model, options: &Options) -> Result<Engine> {
-        let usual = step_tokens(gemm_coop::refusal(device.caps()).is_none()).max(options.sequences);
+        let usual = step_tokens(&model.config, Some(device.caps())).max(options.sequences);
         let step_tokens = options.step_tokens.unwrap_or(usual);
         let numbers = [
             ("the context", options.context, 1),

@@ -12,6 +12,7 @@ use super::gemm_coop::GemmCoop;
 use super::gemv::{self, Gemv};
 use super::matrices::Matrices;
 use super::pack_rows::Packed;
+use super::plan::workgroups;
 use super::weights::{BLOCK, WeightFormat, Weights};
 use crate::gpu::{Caps, Device, Grid, Host, Recording, Shader, ShaderBuilder, View, grid_1d};
 use crate::{Result, reference, wgsl};
@@ -309,8 +310,8 @@ impl Crossover {
             },
             false => Crossover {
                 gemm_from: 33,
-                tiles_from: 64,
-                why: "fewer tokens leave most of a tile unused, and gemv's further reads come from the cache",
+                tiles_from: workgroups(caps),
+                why: "fewer leave most of a tile or of the device unused, and gemv's further reads come from the cache",
             },
         }
     }

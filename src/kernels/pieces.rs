@@ -41,7 +41,7 @@ pub const ALIGNED: u32 = 256 / size_of::<Span>() as u32;
 /// The most memory for the expanded keys and values of a piece. More only saves dispatches.
 const BYTES: u64 = 64 << 20;
 /// The most keys of a piece.
-const KEYS: u64 = 2048;
+const KEYS: u64 = 4096;
 
 /// The most keys of a piece, at `key` bytes of expanded keys and values each, where a binding holds `binding`
 /// bytes.

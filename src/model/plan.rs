@@ -16,9 +16,26 @@ use crate::{Error, Result};
 /// Tokens of a page of the latent cache.
 pub const PAGE: u64 = 64;
 
-/// Tokens of a prompt that one step takes, as the engine does by default: matrix units want tiles that are full.
-pub fn step_tokens(matrices: bool) -> u32 {
-    if matrices { 2048 } else { 256 }
+/// Tokens of a prompt that one step takes without matrix units.
+const LEAST_STEP: u32 = 256;
+/// And at most with them, which want tiles that are full: each expert's share of a step's tokens fills some.
+const MOST_STEP: u32 = 4096;
+/// The most memory of a step's activations, where it takes more than [`LEAST_STEP`].
+const STEP_BYTES: u64 = 3 << 29;
+
+/// Tokens of a prompt that one step takes, as the engine does by default. Without a device it is that of the largest.
+pub fn step_tokens(config: &Config, caps: Option<&Caps>) -> u32 {
+    if caps.is_some_and(|caps| gemm_coop::refusal(caps).is_some()) {
+        return LEAST_STEP;
+    }
+    let Row { all, widest } = row(config);
+    let binding = caps.map_or(u64::MAX, |caps| caps.binding_bytes.min(caps.buffer_bytes));
+    let mut tokens = MOST_STEP;
+    let fits = |tokens: u32| 4 * u64::from(tokens) * all <= STEP_BYTES && 4 * u64::from(tokens) * widest <= binding;
+    while tokens > LEAST_STEP && !fits(tokens) {
+        tokens /= 2;
+    }
+    tokens
 }
 
 /// What of the tokens before an attention keeps.
@@ -194,6 +211,37 @@ fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
     }
 }
 
+/// The f32 that a token of a step takes between the kernels.
+struct Row {
+    /// Together.
+    all: u64,
+    /// Of the buffer that has most.
+    widest: u64,
+}
+
+fn row(config: &Config) -> Row {
+    let Mla { heads, latent, nope, rope, value, .. } = config.mla;
+    let [heads, latent, nope, rope, value] = [heads, latent, nope, rope, value].map(u64::from);
+    let hidden = u64::from(config.hidden);
+    let query = heads * (nope + rope);
+    let projections = match config.mla.q_rank.map(u64::from) {
+        Some(rank) => 2 * rank + query,
+        None => query,
+    } + latent
+        + rope;
+    let (queries, partials) = (heads * (latent + rope + 8), 2 * heads * (latent + 4));
+    let attention = projections + queries + partials + heads * value + heads;
+    let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(|mlp| u64::from(mlp.width())).max().unwrap_or(0);
+    let experts = moes(config).map(|moe| {
+        let each = u64::from(moe.width) + hidden + 4;
+        u64::from(moe.top_k) * each + u64::from(moe.experts + moe.identity) + hidden
+    });
+    let outputs = moes(config).map(|moe| u64::from(moe.top_k) * hidden.max(u64::from(moe.width)));
+    let all = 5 * hidden + attention + dense + experts.max().unwrap_or(0);
+    let widest = [query, queries, partials, dense, hidden].into_iter().chain(outputs).max().unwrap_or(0);
+    Row { all, widest }
+}
+
 /// About how many bytes an engine computes with: the f32 activations between the kernels for [`step_tokens`], some of
 /// them as f16 for matrix units, the parts that split contexts are merged from, the keys and values of a piece of a
 /// prompt, the logits, and the pages that sequences hold for a moment when they stop sharing one. `token` are the
@@ -201,23 +249,9 @@ fn tensor_bytes(tensor: &Expected, format: WeightFormat) -> u64 {
 /// the largest.
 pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context, sequences): (u64, u64)) -> u64 {
     let matrices = caps.is_none_or(|caps| gemm_coop::refusal(caps).is_none());
-    let tokens = u64::from(step_tokens(matrices)).max(sequences).min(context.saturating_mul(sequences)) as u32;
-    let Mla { heads, latent, nope, rope, value, .. } = config.mla;
-    let [heads, latent, nope, rope, value] = [heads, latent, nope, rope, value].map(u64::from);
-    let (hidden, vocab) = (u64::from(config.hidden), u64::from(config.vocab));
-    let query = heads * (nope + rope);
-    let projections = match config.mla.q_rank.map(u64::from) {
-        Some(rank) => 2 * rank + query,
-        None => query,
-    } + latent
-        + rope;
-    let attention = projections + heads * (latent + rope + 8) + 2 * heads * (latent + 4) + heads * value + heads;
-    let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(|mlp| u64::from(mlp.width()));
-    let experts = moes(config).map(|moe| {
-        let each = u64::from(moe.width) + hidden + 4;
-        u64::from(moe.top_k) * each + u64::from(moe.experts + moe.identity) + hidden
-    });
-    let row = 5 * hidden + attention + dense.max().unwrap_or(0) + experts.max().unwrap_or(0);
+    let step = u64::from(step_tokens(config, caps));
+    let tokens = step.max(sequences).min(context.saturating_mul(sequences)) as u32;
+    let (latent, vocab) = (u64::from(config.mla.latent), u64::from(config.vocab));
     let logits = u64::from(tokens).min(LOGITS_BYTES / (4 * vocab)).max(sequences);
     let workgroups = caps.map_or(264, workgroups);
     let partials = u64::from(workgroups * MOST_ROWS) * (latent + 4);
@@ -230,7 +264,7 @@ pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context,
         false => 0,
         true => matrices::packed_bytes(tokens, config.most_columns()) + moes(config).map(pairs).max().unwrap_or(0),
     };
-    4 * (u64::from(tokens) * row + partials + logits * vocab) + packed + piece + pages
+    4 * (u64::from(tokens) * row(config).all + partials + logits * vocab) + packed + piece + pages
 }
 
 /// The most bytes of a step's logits, where one sequence does not need more.

@@ -54,15 +54,23 @@ const BLOCKS: u32 = 1056;
 /// As in `common.cu`.
 const THREADS: u32 = 128;
 
+/// The CUDA text of a kernel.
+///
+/// # Panics
+/// When it has none.
+pub fn text(kernel: &str) -> String {
+    let texts = KERNELS.iter().find(|(name, _)| *name == kernel);
+    let (_, texts) = texts.unwrap_or_else(|| panic!("{kernel} has no CUDA kernel in tests/cuda"));
+    [&[COMMON], *texts].concat().join("\n")
+}
+
 /// The CUDA text for a shader: the shader's constants that the text names, its modules as macros, the text. What
 /// is a Tuning alone is in no text, so that the variants of a shader have the same.
 ///
 /// # Panics
 /// When a kernel has none.
 pub fn source(shader: &Shader) -> String {
-    let texts = KERNELS.iter().find(|(name, _)| *name == shader.kernel);
-    let (_, texts) = texts.unwrap_or_else(|| panic!("{} has no CUDA kernel in tests/cuda", shader.kernel));
-    let text = [&[COMMON], *texts].concat().join("\n");
+    let text = text(shader.kernel);
     let names = |word: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word);
     let mut head = String::new();
     for part in shader.key().split(' ').skip(1) {
