@@ -35,36 +35,42 @@ alias Sums = coop_mat16x16<f32, C>;
 const ROWS = 128u;
 const STEPS = (N + P) / 16u;      // fragments of a query
 const COLUMNS = V / 16u;          // of a value
-const PITCH = (N + P) / 4u + 2u;  // vec4<f16> of a key, and of a value: 16 bytes more, for the banks
-const VALUE_PITCH = V / 4u + 2u;
+const PITCH = (N + V + P) / 4u + 2u; // vec4<f16> of a key's row: 16 bytes more, for the banks
 const WEIGHT_PITCH = KEYS / 4u + 2u;
 const SCRATCH_PITCH = 5u;         // vec4<f32>
 const MOST = 15.0;                // weights are at most 2^MOST: f16 holds them
 const FRESH = 7.0;                // and 2^FRESH where a maximum has just moved
 const NOTHING = -3.0e38;          // a score or log-sum-exp without a key
+const LOWEST = -1.0e30;           // below every score
 const LN_2 = 0.6931471805599453;
 const NEVER = 0xffffffffu;
 
-var<workgroup> tile_k: array<vec4<f16>, 32u * PITCH>; // at first 32 rows of queries
-var<workgroup> tile_v: array<vec4<f16>, KEYS * VALUE_PITCH>;
+var<workgroup> tile: array<vec4<f16>, KEYS * PITCH>; // at first KEYS rows of queries
 var<workgroup> scratch: array<vec4<f32>, 128u * SCRATCH_PITCH>;  // a fragment of each subgroup
 var<workgroup> weights: array<vec4<f16>, 128u * WEIGHT_PITCH>;   // 16 rows of each subgroup
 
 // Queries' fragments of the rows that stand in the tile from `row` on.
 fn query_of(row: u32, step: u32) -> Rows {
-  return coopLoadT<Rows>(&tile_k[row * PITCH + 4u * step], PITCH);
+  return coopLoadT<Rows>(&tile[row * PITCH + 4u * step], PITCH);
 }
 
 fn key_of(key: u32, step: u32) -> Keys {
-  return coopLoad<Keys>(&tile_k[key * PITCH + 4u * step], PITCH);
+  return coopLoad<Keys>(&tile[key * PITCH + select(0u, V / 4u, 16u * step >= N) + 4u * step], PITCH);
 }
 
 fn value_of(key: u32, column: u32) -> Keys {
-  return coopLoadT<Keys>(&tile_v[key * VALUE_PITCH + 4u * column], VALUE_PITCH);
+  return coopLoadT<Keys>(&tile[key * PITCH + N / 4u + 4u * column], PITCH);
 }
 
 fn add(a: Rows, b: Keys, sums: Sums) -> Sums {
   return coopMultiplyAdd(a, b, sums);
+}
+
+// A fragment of outputs with a tile's values, of weights for 16 keys each.
+fn folded(w0: Rows, w1: Rows, column: u32, sums: Sums) -> Sums {
+  var all = add(w0, value_of(0u, column), sums);
+  if (KEYS == 32u) { all = add(w1, value_of(16u, column), all); }
+  return all;
 }
 
 // What a lane sees of a fragment of 16 rows x 16 columns: four columns of rows lane / 4 and lane / 4 + 8. `at` is
@@ -97,15 +103,8 @@ fn masked(score: vec4<f32>, key: u32, position: u32, end: u32) -> vec4<f32> {
   return select(vec4<f32>(NOTHING), score, (keys <= vec4<u32>(position)) & (keys < vec4<u32>(end)));
 }
 
-// The largest of a row's numbers, of which four lanes have four each.
 fn largest_of(row: vec4<f32>) -> f32 {
-  var largest = max(max(row.x, row.y), max(row.z, row.w));
-  largest = max(largest, subgroupShuffleXor(largest, 1u));
-  return max(largest, subgroupShuffleXor(largest, 2u));
-}
-
-fn weighed(score: vec4<f32>, maximum: f32) -> vec4<f32> {
-  return select(vec4<f32>(0.0), exp2(score - maximum), score > vec4<f32>(0.5 * NOTHING));
+  return max(max(row.x, row.y), max(row.z, row.w));
 }
 
 // Writes a row's four outputs, with what stands there weighed by `before`.
@@ -148,19 +147,19 @@ fn main(
   var parts = fetch(span.row, last, head, lane);
 
   var queries: array<Rows, 16>;
-  for (var turn = 0u; turn < 4u; turn++) {
-    for (var i = lane; i < 32u * (N + P) / 4u; i += 256u) {
+  for (var turn = 0u; turn < ROWS / KEYS; turn++) {
+    for (var i = lane; i < KEYS * (N + P) / 4u; i += 256u) {
       let row = i / ((N + P) / 4u);
       let quad = i % ((N + P) / 4u);
-      let token = min(first + 32u * turn + row, sequence.tokens - 1u); // rows behind the last token repeat it
+      let token = min(first + KEYS * turn + row, sequence.tokens - 1u); // rows behind the last token repeat it
       let at = ((sequence.first_row + token) * params.q_stride + head * (N + P)) / 4u + quad;
       let grown = f32((sequence.position + token) / max(params.length, 1u));
-      tile_k[row * PITCH + quad] = vec4<f16>(q[at] * (params.scale * (1.0 + params.beta * log(1.0 + grown))));
+      tile[row * PITCH + quad] = vec4<f16>(q[at] * (params.scale * (1.0 + params.beta * log(1.0 + grown))));
     }
     workgroupBarrier();
     // Loops for conditions: naga takes no matrices under one that only a subgroup agrees on.
-    for (var mine = turn; mine == subgroup / 2u; mine = 4u) {
-      let row = subgroup % 2u * 16u;
+    for (var mine = turn; mine == subgroup / (KEYS / 16u); mine = NEVER) {
+      let row = subgroup % (KEYS / 16u) * 16u;
       queries[0] = query_of(row, 0u); if (STEPS > 1u) { queries[1] = query_of(row, 1u); }
       if (STEPS > 2u) { queries[2] = query_of(row, 2u); } if (STEPS > 3u) { queries[3] = query_of(row, 3u); }
       if (STEPS > 4u) { queries[4] = query_of(row, 4u); } if (STEPS > 5u) { queries[5] = query_of(row, 5u); }
@@ -181,7 +180,8 @@ fn main(
   let sees = min(end, sequence.position + mine + 16u);        // what keys the subgroup needs
   let quad = rank % 4u;
   let weight_row = 16u * subgroup * WEIGHT_PITCH;
-  var maximum = vec2<f32>(NOTHING);
+  let all_see = min(end, sequence.position + mine + 1u);      // and which all of its rows see
+  var maximum = vec2<f32>(LOWEST);
   var total = vec2<f32>(0.0);
 
   for (var begin = span.begin; begin < end; begin += KEYS) {
@@ -208,35 +208,31 @@ fn main(
       if (STEPS > 14u) { s[0] = add(queries[14], key_of(0u, 14u), s[0]); if (KEYS == 32u) { s[1] = add(queries[14], key_of(16u, 14u), s[1]); } }
       if (STEPS > 15u) { s[0] = add(queries[15], key_of(0u, 15u), s[0]); if (KEYS == 32u) { s[1] = add(queries[15], key_of(16u, 15u), s[1]); } }
       let low = seen_of(s[0], at);
-      var low0 = masked(low[0], key + 4u * quad, positions.x, end);
-      var low1 = masked(low[1], key + 4u * quad, positions.y, end);
+      var low0 = low[0];
+      var low1 = low[1];
       var high0 = vec4<f32>(NOTHING);
       var high1 = vec4<f32>(NOTHING);
       if (KEYS == 32u) {
         let high = seen_of(s[1], at);
-        high0 = masked(high[0], key + 16u + 4u * quad, positions.x, end);
-        high1 = masked(high[1], key + 16u + 4u * quad, positions.y, end);
+        high0 = high[0];
+        high1 = high[1];
       }
-      let largest = vec2<f32>(largest_of(max(low0, high0)), largest_of(max(low1, high1)));
-      let moves = largest > maximum + vec2<f32>(MOST);
-      let next = select(maximum, largest - vec2<f32>(FRESH), moves);
-      let factors = select(vec2<f32>(1.0), exp2(maximum - next), moves);
-      maximum = next;
-      low0 = weighed(low0, maximum.x);
-      low1 = weighed(low1, maximum.y);
-      high0 = weighed(high0, maximum.x);
-      high1 = weighed(high1, maximum.y);
-      let sum0 = low0 + high0;
-      let sum1 = low1 + high1;
-      total = total * factors + vec2<f32>(sum0.x + sum0.y + sum0.z + sum0.w, sum1.x + sum1.y + sum1.z + sum1.w);
-      let to = weight_row + rank / 4u * WEIGHT_PITCH + quad;
-      weights[to] = vec4<f16>(low0);
-      weights[to + 8u * WEIGHT_PITCH] = vec4<f16>(low1);
-      if (KEYS == 32u) {
-        weights[to + 4u] = vec4<f16>(high0);
-        weights[to + 8u * WEIGHT_PITCH + 4u] = vec4<f16>(high1);
+      if (key + KEYS > all_see) {
+        low0 = masked(low0, key + 4u * quad, positions.x, end);
+        low1 = masked(low1, key + 4u * quad, positions.y, end);
+        high0 = masked(high0, key + 16u + 4u * quad, positions.x, end);
+        high1 = masked(high1, key + 16u + 4u * quad, positions.y, end);
       }
-      for (var rare = subgroupAny(any(moves)) && begin > span.begin; rare; rare = false) {
+      // Of what this lane has; the row's other lanes are asked where it matters.
+      var largest = vec2<f32>(largest_of(max(low0, high0)), largest_of(max(low1, high1)));
+      for (var rare = subgroupAny(any(largest > maximum + vec2<f32>(MOST))); rare; rare = false) {
+        largest = max(largest, subgroupShuffleXor(largest, 1u));
+        largest = max(largest, subgroupShuffleXor(largest, 2u));
+        let moves = largest > maximum + vec2<f32>(MOST);
+        let next = select(maximum, largest - vec2<f32>(FRESH), moves);
+        let factors = exp2(maximum - next);
+        maximum = next;
+        total *= factors;
         o[0] = rescaled(o[0], factors, at); if (COLUMNS > 1u) { o[1] = rescaled(o[1], factors, at); }
         if (COLUMNS > 2u) { o[2] = rescaled(o[2], factors, at); } if (COLUMNS > 3u) { o[3] = rescaled(o[3], factors, at); }
         if (COLUMNS > 4u) { o[4] = rescaled(o[4], factors, at); } if (COLUMNS > 5u) { o[5] = rescaled(o[5], factors, at); }
@@ -246,18 +242,31 @@ fn main(
         if (COLUMNS > 12u) { o[12] = rescaled(o[12], factors, at); } if (COLUMNS > 13u) { o[13] = rescaled(o[13], factors, at); }
         if (COLUMNS > 14u) { o[14] = rescaled(o[14], factors, at); } if (COLUMNS > 15u) { o[15] = rescaled(o[15], factors, at); }
       }
-      subgroupBarrier();
-      for (var key16 = 0u; key16 < KEYS; key16 += 16u) {
-        let w = coopLoadT<Rows>(&weights[weight_row + key16 / 4u], WEIGHT_PITCH);
-        o[0] = add(w, value_of(key16, 0u), o[0]); if (COLUMNS > 1u) { o[1] = add(w, value_of(key16, 1u), o[1]); }
-        if (COLUMNS > 2u) { o[2] = add(w, value_of(key16, 2u), o[2]); } if (COLUMNS > 3u) { o[3] = add(w, value_of(key16, 3u), o[3]); }
-        if (COLUMNS > 4u) { o[4] = add(w, value_of(key16, 4u), o[4]); } if (COLUMNS > 5u) { o[5] = add(w, value_of(key16, 5u), o[5]); }
-        if (COLUMNS > 6u) { o[6] = add(w, value_of(key16, 6u), o[6]); } if (COLUMNS > 7u) { o[7] = add(w, value_of(key16, 7u), o[7]); }
-        if (COLUMNS > 8u) { o[8] = add(w, value_of(key16, 8u), o[8]); } if (COLUMNS > 9u) { o[9] = add(w, value_of(key16, 9u), o[9]); }
-        if (COLUMNS > 10u) { o[10] = add(w, value_of(key16, 10u), o[10]); } if (COLUMNS > 11u) { o[11] = add(w, value_of(key16, 11u), o[11]); }
-        if (COLUMNS > 12u) { o[12] = add(w, value_of(key16, 12u), o[12]); } if (COLUMNS > 13u) { o[13] = add(w, value_of(key16, 13u), o[13]); }
-        if (COLUMNS > 14u) { o[14] = add(w, value_of(key16, 14u), o[14]); } if (COLUMNS > 15u) { o[15] = add(w, value_of(key16, 15u), o[15]); }
+      low0 = exp2(low0 - maximum.x);
+      low1 = exp2(low1 - maximum.y);
+      high0 = exp2(high0 - maximum.x);
+      high1 = exp2(high1 - maximum.y);
+      let sum0 = low0 + high0;
+      let sum1 = low1 + high1;
+      total += vec2<f32>(sum0.x + sum0.y + sum0.z + sum0.w, sum1.x + sum1.y + sum1.z + sum1.w);
+      let to = weight_row + rank / 4u * WEIGHT_PITCH + quad;
+      weights[to] = vec4<f16>(low0);
+      weights[to + 8u * WEIGHT_PITCH] = vec4<f16>(low1);
+      if (KEYS == 32u) {
+        weights[to + 4u] = vec4<f16>(high0);
+        weights[to + 8u * WEIGHT_PITCH + 4u] = vec4<f16>(high1);
       }
+      subgroupBarrier();
+      let w0 = coopLoadT<Rows>(&weights[weight_row], WEIGHT_PITCH);
+      let w1 = coopLoadT<Rows>(&weights[weight_row + select(0u, 4u, KEYS == 32u)], WEIGHT_PITCH); // of keys 16 to 31
+      o[0] = folded(w0, w1, 0u, o[0]); if (COLUMNS > 1u) { o[1] = folded(w0, w1, 1u, o[1]); }
+      if (COLUMNS > 2u) { o[2] = folded(w0, w1, 2u, o[2]); } if (COLUMNS > 3u) { o[3] = folded(w0, w1, 3u, o[3]); }
+      if (COLUMNS > 4u) { o[4] = folded(w0, w1, 4u, o[4]); } if (COLUMNS > 5u) { o[5] = folded(w0, w1, 5u, o[5]); }
+      if (COLUMNS > 6u) { o[6] = folded(w0, w1, 6u, o[6]); } if (COLUMNS > 7u) { o[7] = folded(w0, w1, 7u, o[7]); }
+      if (COLUMNS > 8u) { o[8] = folded(w0, w1, 8u, o[8]); } if (COLUMNS > 9u) { o[9] = folded(w0, w1, 9u, o[9]); }
+      if (COLUMNS > 10u) { o[10] = folded(w0, w1, 10u, o[10]); } if (COLUMNS > 11u) { o[11] = folded(w0, w1, 11u, o[11]); }
+      if (COLUMNS > 12u) { o[12] = folded(w0, w1, 12u, o[12]); } if (COLUMNS > 13u) { o[13] = folded(w0, w1, 13u, o[13]); }
+      if (COLUMNS > 14u) { o[14] = folded(w0, w1, 14u, o[14]); } if (COLUMNS > 15u) { o[15] = folded(w0, w1, 15u, o[15]); }
     }
     workgroupBarrier(); // the tile is free
   }

@@ -1,7 +1,8 @@
-// Expanded keys and values of f16, and rope keys of f32, moved by 256 lanes to tiles of f16 for the matrix units.
+// Expanded keys and values of f16, and rope keys of f32, moved by 256 lanes to a tile of f16 for the matrix units.
 // lib: halves.
 // Constants: N and P widths of a key's parts, V of a value, KEYS of a tile.
-// Of the kernel: bindings `kv` and `k_pe`, tiles `tile_k` and `tile_v` with rows of PITCH and VALUE_PITCH vec4.
+// Of the kernel: bindings `kv` and `k_pe`, and `tile` with rows of PITCH vec4: N values of a key, V of a value, P of the
+// rope key.
 
 const PARTS = (N + V) / 8u; // 16 bytes each, of an expanded key and value
 const ROPE_PARTS = P / 4u;  // likewise, of a rope key
@@ -45,21 +46,15 @@ fn fetch(row: u32, last: u32, head: u32, lane: u32) -> Parts {
 
 fn keep_expanded(at: vec2<u32>, part: vec4<u32>) {
   if (at.x < KEYS) {
-    if (at.y < N / 8u) {
-      let to = at.x * PITCH + 2u * at.y;
-      tile_k[to] = halves(part.x, part.y);
-      tile_k[to + 1u] = halves(part.z, part.w);
-    } else {
-      let to = at.x * VALUE_PITCH + 2u * (at.y - N / 8u);
-      tile_v[to] = halves(part.x, part.y);
-      tile_v[to + 1u] = halves(part.z, part.w);
-    }
+    let to = at.x * PITCH + 2u * at.y;
+    tile[to] = halves(part.x, part.y);
+    tile[to + 1u] = halves(part.z, part.w);
   }
 }
 
 fn keep_turned(at: vec2<u32>, part: vec4<f32>) {
   if (at.x < KEYS) {
-    tile_k[at.x * PITCH + N / 4u + at.y] = vec4<f16>(part);
+    tile[at.x * PITCH + (N + V) / 4u + at.y] = vec4<f16>(part);
   }
 }
 

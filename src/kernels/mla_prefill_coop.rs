@@ -19,8 +19,8 @@ pub struct Tuning {
 impl Tuning {
     /// Bytes of the shader's workgroup variables.
     fn bytes(&self, spec: &Spec) -> u32 {
-        let (key, value, weight) = (spec.nope + spec.rope + 8, spec.value + 8, self.keys + 8);
-        2 * (32 * key + self.keys * value + ROWS * weight) + ROWS * 80
+        let (row, weight) = (spec.nope + spec.value + spec.rope + 8, self.keys + 8);
+        2 * (self.keys * row + ROWS * weight) + ROWS * 80
     }
 
     /// Whether what the shader's lanes move of a tile has names there, and its variables fit `limit` bytes.

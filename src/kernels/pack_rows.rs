@@ -60,7 +60,8 @@ impl Kernel for PackRows {
     type Tuning = Tuning;
 
     fn variants(_: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
-        let workgroup = caps.invocations.min(256);
+        // Few: each lane has several loads under way, and a barrier waits for two subgroups.
+        let workgroup = caps.invocations.min(64);
         let mut variants = vec![Variant { name: "portable", tuning: Tuning { workgroup, subgroups: false } }];
         if caps.subgroups.is_some() {
             variants.push(Variant { name: "subgroup", tuning: Tuning { workgroup, subgroups: true } });

@@ -262,7 +262,7 @@ mod tests {
     fn a_piece_is_bounded_by_memory_and_bindings() {
         assert_eq!(most_keys(4 * 128 * 256, 128 << 20), 512);
         assert_eq!(most_keys(4 * 128 * 256, 16 << 20), 128);
-        assert_eq!(most_keys(512, 128 << 20), 2048);
+        assert_eq!(most_keys(512, 128 << 20), 4096);
         assert_eq!(most_keys(1 << 30, 128 << 20), 1);
     }
 }
