@@ -24,12 +24,23 @@ struct Params {
 @group(0) @binding(3) var<storage, read> scales: array<f32>;                // [tokens], of the packed rows
 @group(0) @binding(4) var<storage, read_write> y: array<Four>;              // [tokens, y_stride / 4]
 
+// Where a token's outputs start, its scale, and whether there is such a token.
+struct Place {
+  to: u32,
+  scale: f32,
+  some: bool,
+}
+
+fn place(token: u32) -> Place {
+  let at = min(token, params.tokens - 1u);
+  return Place(at * params.y_stride + params.y_offset, scales[at], token < params.tokens);
+}
+
 // Takes the sums of four outputs of a token, from row `row` on.
-fn finish(row: u32, token: u32, first: vec4<f32>, second: vec4<f32>) {
-  if (token < params.tokens && row < params.rows) {
-    let to = token * params.y_stride + params.y_offset + (params.first_row + row) / EPILOGUE_ROWS;
-    let scale = scales[token];
-    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * scale, second * scale);
+fn finish(row: u32, place: Place, first: vec4<f32>, second: vec4<f32>) {
+  if (place.some && row < params.rows) {
+    let to = place.to + (params.first_row + row) / EPILOGUE_ROWS;
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * place.scale, second * place.scale);
   }
 }
 

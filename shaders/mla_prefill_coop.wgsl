@@ -103,10 +103,6 @@ fn masked(score: vec4<f32>, key: u32, position: u32, end: u32) -> vec4<f32> {
   return select(vec4<f32>(NOTHING), score, (keys <= vec4<u32>(position)) & (keys < vec4<u32>(end)));
 }
 
-fn largest_of(row: vec4<f32>) -> f32 {
-  return max(max(row.x, row.y), max(row.z, row.w));
-}
-
 // Writes a row's four outputs, with what stands there weighed by `before`.
 fn put(exists: bool, to: u32, value: vec4<f32>, before: f32) {
   if (exists) {
@@ -224,7 +220,9 @@ fn main(
         high1 = masked(high1, key + 16u + 4u * quad, positions.y, end);
       }
       // Of what this lane has; the row's other lanes are asked where it matters.
-      var largest = vec2<f32>(largest_of(max(low0, high0)), largest_of(max(low1, high1)));
+      let most0 = max(low0, high0);
+      let most1 = max(low1, high1);
+      var largest = vec2<f32>(max(max(most0.x, most0.y), max(most0.z, most0.w)), max(max(most1.x, most1.y), max(most1.z, most1.w)));
       for (var rare = subgroupAny(any(largest > maximum + vec2<f32>(MOST))); rare; rare = false) {
         largest = max(largest, subgroupShuffleXor(largest, 1u));
         largest = max(largest, subgroupShuffleXor(largest, 2u));
@@ -242,20 +240,14 @@ fn main(
         if (COLUMNS > 12u) { o[12] = rescaled(o[12], factors, at); } if (COLUMNS > 13u) { o[13] = rescaled(o[13], factors, at); }
         if (COLUMNS > 14u) { o[14] = rescaled(o[14], factors, at); } if (COLUMNS > 15u) { o[15] = rescaled(o[15], factors, at); }
       }
-      low0 = exp2(low0 - maximum.x);
-      low1 = exp2(low1 - maximum.y);
-      high0 = exp2(high0 - maximum.x);
-      high1 = exp2(high1 - maximum.y);
+      low0 = exp2(low0 - maximum.x); low1 = exp2(low1 - maximum.y);
+      high0 = exp2(high0 - maximum.x); high1 = exp2(high1 - maximum.y);
       let sum0 = low0 + high0;
       let sum1 = low1 + high1;
       total += vec2<f32>(sum0.x + sum0.y + sum0.z + sum0.w, sum1.x + sum1.y + sum1.z + sum1.w);
       let to = weight_row + rank / 4u * WEIGHT_PITCH + quad;
-      weights[to] = vec4<f16>(low0);
-      weights[to + 8u * WEIGHT_PITCH] = vec4<f16>(low1);
-      if (KEYS == 32u) {
-        weights[to + 4u] = vec4<f16>(high0);
-        weights[to + 8u * WEIGHT_PITCH + 4u] = vec4<f16>(high1);
-      }
+      weights[to] = vec4<f16>(low0); weights[to + 8u * WEIGHT_PITCH] = vec4<f16>(low1);
+      if (KEYS == 32u) { weights[to + 4u] = vec4<f16>(high0); weights[to + 8u * WEIGHT_PITCH + 4u] = vec4<f16>(high1); }
       subgroupBarrier();
       let w0 = coopLoadT<Rows>(&weights[weight_row], WEIGHT_PITCH);
       let w1 = coopLoadT<Rows>(&weights[weight_row + select(0u, 4u, KEYS == 32u)], WEIGHT_PITCH); // of keys 16 to 31

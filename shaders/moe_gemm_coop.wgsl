@@ -26,13 +26,24 @@ struct Params {
 // Where the tile starts in `order`, and its pairs.
 var<private> listed: vec2<u32>;
 
-// Takes the sums of four outputs of a pair, numbered within its tile, from row `row` on.
-fn finish(row: u32, token: u32, first: vec4<f32>, second: vec4<f32>) {
-  if (token < listed.y && row < params.rows) {
-    let pair = order[listed.x + token];
-    let scale = scales[pair / params.share];
-    let to = pair * params.y_stride + row / EPILOGUE_ROWS;
-    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * scale, second * scale);
+// Where a pair's outputs start, its scale, and whether there is such a pair.
+struct Place {
+  to: u32,
+  scale: f32,
+  some: bool,
+}
+
+// Of a pair, numbered within its tile.
+fn place(token: u32) -> Place {
+  let pair = order[listed.x + min(token, listed.y - 1u)];
+  return Place(pair * params.y_stride, scales[pair / params.share], token < listed.y);
+}
+
+// Takes the sums of four outputs of a pair, from row `row` on.
+fn finish(row: u32, place: Place, first: vec4<f32>, second: vec4<f32>) {
+  if (place.some && row < params.rows) {
+    let to = place.to + row / EPILOGUE_ROWS;
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * place.scale, second * place.scale);
   }
 }
 

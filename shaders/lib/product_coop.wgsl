@@ -4,8 +4,8 @@
 // Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
 // lib: epilogue_* (EPILOGUE_ROWS), halves.
-// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each; finish(row, token, first,
-// second), which takes the sums of four outputs' rows, the first of them `row`.
+// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each; Place, and place(token), where a
+// token's outputs go; finish(row, place, first, second), which takes the sums of four outputs' rows, the first `row`.
 
 alias RowFragment = coop_mat16x16<f16, A>;
 alias TokenFragment = coop_mat16x16<f16, B>;
@@ -69,19 +69,48 @@ fn add(a: RowFragment, b: TokenFragment, sums: Sums) -> Sums {
   return coopMultiplyAdd(a, b, sums);
 }
 
-// Hands out the sums of 32 rows of 16 tokens: `row` and `token` are the first ones, `at` subgroup and lane.
-fn leave(low: Sums, high: Sums, row: u32, token: u32, at: vec2<u32>) {
+// Where a lane's tokens of a fragment go: of those of each turn, 32 / LANES apart.
+struct Places {
+  p0: Place,
+  p1: Place,
+  p2: Place,
+  p3: Place,
+}
+
+const LANES = 8u / EPILOGUE_ROWS; // of a token
+const TURN = 32u / LANES;         // tokens of a turn
+
+// Of the fragment that starts at `token`: all loaded at once.
+fn places(token: u32, lane: u32) -> Places {
+  let i = token + lane / LANES;
+  var p: Places;
+  p.p0 = place(i);
+  p.p1 = place(i + TURN);
+  if (LANES == 8u) { p.p2 = place(i + 2u * TURN); p.p3 = place(i + 3u * TURN); }
+  return p;
+}
+
+// Hands out a lane's share of a turn.
+fn hand(row: u32, place: Place, start: u32, quad: u32) {
+  let a = leaving[start + quad];
+  let b = leaving[start + quad + EPILOGUE_ROWS - 1u];
+  let pairs = EPILOGUE_ROWS == 2u;
+  finish(row + 4u * quad, place, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
+}
+
+// Hands out the sums of 32 rows of 16 tokens: `row` is the first one, `at` subgroup and lane.
+fn leave(low: Sums, high: Sums, row: u32, p: Places, at: vec2<u32>) {
   let here = at.x * LEAVING;
   coopStore(low, &leaving[here], LEAVING_PITCH);
   coopStore(high, &leaving[here + 4u], LEAVING_PITCH);
   subgroupBarrier();
-  const LANES = 8u / EPILOGUE_ROWS; // of a token
-  for (var i = at.y / LANES; i < 16u; i += 32u / LANES) {
-    let quad = at.y % LANES * EPILOGUE_ROWS;
-    let a = leaving[here + i * LEAVING_PITCH + quad];
-    let b = leaving[here + i * LEAVING_PITCH + quad + EPILOGUE_ROWS - 1u];
-    let pairs = EPILOGUE_ROWS == 2u;
-    finish(row + 4u * quad, token + i, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
+  let quad = at.y % LANES * EPILOGUE_ROWS;
+  let start = here + at.y / LANES * LEAVING_PITCH;
+  hand(row, p.p0, start, quad);
+  hand(row, p.p1, start + TURN * LEAVING_PITCH, quad);
+  if (LANES == 8u) {
+    hand(row, p.p2, start + 2u * TURN * LEAVING_PITCH, quad);
+    hand(row, p.p3, start + 3u * TURN * LEAVING_PITCH, quad);
   }
   subgroupBarrier(); // the memory is free
 }
@@ -132,12 +161,12 @@ fn products(first: vec2<u32>, steps: u32, w: vec4<u32>, t: vec2<u32>, lane: u32,
   }
   let row = first.x + mine.x;
   let token = first.y + mine.y;
-  leave(c[0], c[1], row, token, at); leave(c[2], c[3], row + 32u, token, at);
+  { let p = places(token, at.y); leave(c[0], c[1], row, p, at); leave(c[2], c[3], row + 32u, p, at); }
   if (FRAGMENTS > 1u) {
-    leave(c[4], c[5], row, token + 16u, at); leave(c[6], c[7], row + 32u, token + 16u, at);
+    { let p = places(token + 16u, at.y); leave(c[4], c[5], row, p, at); leave(c[6], c[7], row + 32u, p, at); }
   }
   if (FRAGMENTS > 2u) {
-    leave(c[8], c[9], row, token + 32u, at); leave(c[10], c[11], row + 32u, token + 32u, at);
-    leave(c[12], c[13], row, token + 48u, at); leave(c[14], c[15], row + 32u, token + 48u, at);
+    { let p = places(token + 32u, at.y); leave(c[8], c[9], row, p, at); leave(c[10], c[11], row + 32u, p, at); }
+    { let p = places(token + 48u, at.y); leave(c[12], c[13], row, p, at); leave(c[14], c[15], row + 32u, p, at); }
   }
 }
