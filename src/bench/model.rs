@@ -7,6 +7,7 @@ use futures::StreamExt;
 use serde::Serialize;
 use web_time::Instant;
 
+use super::ceilings::Ceilings;
 use super::clock::Clock;
 use super::median;
 use crate::Result;
@@ -42,6 +43,10 @@ pub struct Depth {
     pub depth: u32,
     /// Prompt tokens a second, the median of the repeats.
     pub prefill_tokens_per_s: f64,
+    /// The prompt's operations in that time, TFLOP/s.
+    pub prefill_tflops: f64,
+    /// That over what the device computes at most.
+    pub prefill_share: f64,
     /// Text tokens a second, the median of the repeats.
     pub decode_tokens_per_s: f64,
     /// Bytes of weights and cache that a token of text must read, on average.
@@ -61,6 +66,8 @@ pub struct Prompt {
     pub tokens: u32,
     /// Microseconds that the GPU works on it.
     pub gpu_us: f64,
+    /// Operations of its attention, in all layers: [`traffic::Operations`].
+    pub attention_flops: f64,
     /// Each kernel's dispatches, as of a [`Token`].
     pub kernels: Vec<KernelTime>,
 }
@@ -101,14 +108,14 @@ pub struct KernelTime {
     pub us: f64,
 }
 
-/// Measures an engine whose context holds [`Work::context`] tokens. `read_gbs` is the device's bandwidth.
+/// Measures an engine whose context holds [`Work::context`] tokens.
 ///
 /// # Errors
 /// As [`Engine::feed`].
-pub async fn measure(engine: &mut Engine, clock: &Clock, work: &Work, read_gbs: f64) -> Result<Vec<Depth>> {
+pub async fn measure(engine: &mut Engine, clock: &Clock, work: &Work, ceilings: &Ceilings) -> Result<Vec<Depth>> {
     let mut depths = Vec::new();
     for depth in &work.depths {
-        depths.push(at_depth(engine, clock, work, *depth, read_gbs).await?);
+        depths.push(at_depth(engine, clock, work, *depth, ceilings).await?);
     }
     Ok(depths)
 }
@@ -119,7 +126,8 @@ fn ids(vocab: u32, count: u32) -> Vec<u32> {
     (0..count).map(|_| random.u32(..vocab)).collect()
 }
 
-async fn at_depth(engine: &mut Engine, clock: &Clock, work: &Work, depth: u32, read_gbs: f64) -> Result<Depth> {
+async fn at_depth(engine: &mut Engine, clock: &Clock, work: &Work, depth: u32, ceilings: &Ceilings) -> Result<Depth> {
+    let read_gbs = ceilings.read_gbs;
     let vocab = engine.model().config.vocab;
     let id = engine.create(&Sampler::default())?;
     if depth > 0 {
@@ -148,11 +156,16 @@ async fn at_depth(engine: &mut Engine, clock: &Clock, work: &Work, depth: u32, r
     let step = engine.rehearse(id, Some(&ids(vocab, tokens)))?;
     let device = engine.device();
     let gpu_us = time(device, clock, std::slice::from_ref(&step)).await?[0];
-    let prompt_step = Prompt { tokens, gpu_us, kernels: kernels(device, clock, &step).await? };
+    let attention_flops = traffic::of_prompt(engine.model(), depth, tokens).attention;
+    let prompt_step = Prompt { tokens, gpu_us, attention_flops, kernels: kernels(device, clock, &step).await? };
+    let flops = traffic::of_prompt(engine.model(), depth, work.prompt);
+    let prefill_tflops = (flops.products + flops.attention) / prompt / 1e12;
     engine.free(id);
     Ok(Depth {
         depth,
         prefill_tokens_per_s: f64::from(work.prompt) / prompt,
+        prefill_tflops,
+        prefill_share: prefill_tflops / ceilings.tflops(),
         decode_tokens_per_s: 1.0 / per_token,
         bytes_per_token: bytes,
         bandwidth_share: bytes as f64 / (read_gbs * 1e9) / per_token,

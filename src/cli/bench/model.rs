@@ -59,7 +59,7 @@ impl ModelBench {
         let mut session = self.model.open_with(found, work.context() as usize, selector, &shaders)?;
         let device = session.engine.device().clone();
         let (clock, ceilings) = block_on(self.size.measure(&device))?;
-        let depths = block_on(model::measure(&mut session.engine, &clock, &work, ceilings.read_gbs))?;
+        let depths = block_on(model::measure(&mut session.engine, &clock, &work, &ceilings))?;
         let results = ModelResults {
             model: self.model.name().to_string(),
             load_s: session.load.as_secs_f64(),
@@ -86,16 +86,20 @@ fn model_text(results: &ModelResults, markdown: bool) -> String {
     let mut lines = Vec::new();
     for depth in &results.depths {
         let at = format!("@ d{}", depth.depth);
-        let prefill = format!("{:.1}", depth.prefill_tokens_per_s);
-        lines.push(vec![format!("pp{} {at}", results.prompt), prefill, String::new(), String::new()]);
+        lines.push(vec![
+            format!("pp{} {at}", results.prompt),
+            format!("{:.1}", depth.prefill_tokens_per_s),
+            format!("{:.3} TFLOP/s", depth.prefill_tflops),
+            percent(depth.prefill_share),
+        ]);
         lines.push(vec![
             format!("tg{} {at}", results.text),
             format!("{:.1}", depth.decode_tokens_per_s),
-            human(depth.bytes_per_token),
+            format!("{} a token", human(depth.bytes_per_token)),
             percent(depth.bandwidth_share),
         ]);
     }
-    text += &rows(&["test", "tokens/s", "bytes a token", "of the bandwidth"], &lines, markdown);
+    text += &rows(&["test", "tokens/s", "computed, or read", "of the ceiling"], &lines, markdown);
     let Some(last) = results.depths.last() else { return text };
     let token = &last.token;
     text += &format!(
@@ -112,7 +116,7 @@ fn model_text(results: &ModelResults, markdown: bool) -> String {
         token.dispatches_per_layer,
     );
     text += &kernel_rows(&token.kernels, markdown);
-    let Prompt { tokens, gpu_us, kernels } = &last.prompt;
+    let Prompt { tokens, gpu_us, kernels, .. } = &last.prompt;
     text += &format!("\nA prompt's first step behind it, {tokens} tokens: the GPU {gpu_us:.0} us\n\n");
     text + &kernel_rows(kernels, markdown)
 }
