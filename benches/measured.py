@@ -117,13 +117,31 @@ def model(all_records):
         rows = []
         for depth in record["depths"]:
             token = depth["token"]
-            numbers = [number(depth["prefill_tokens_per_s"]), number(depth["decode_tokens_per_s"])]
-            numbers += [percent(depth["bandwidth_share"]), number(token["gpu_us"]), number(token["gap_us"])]
+            numbers = [number(depth["prefill_tokens_per_s"]), number(depth["prefill_tflops"]), percent(depth["prefill_share"])]
+            numbers += [number(depth["decode_tokens_per_s"]), percent(depth["bandwidth_share"])]
+            numbers += [number(token["gpu_us"]), number(token["gap_us"])]
             rows.append([f"{depth['depth']:,}", *numbers, f"{token['dispatches_per_layer']:.1f}"])
-        header = ["depth", f"prompt of {record['prompt']}, tokens/s", f"text of {record['text']}, tokens/s"]
-        header += ["of bandwidth", "GPU, us a token", "waiting, us", "dispatches a layer"]
-        text += table(header, rows)
+        header = ["depth", f"prompt of {record['prompt']:,}, tokens/s", "TFLOP/s", "of ceiling"]
+        header += [f"text of {record['text']}, tokens/s", "of bandwidth", "GPU, us a token", "waiting, us"]
+        text += table(header + ["dispatches a layer"], rows)
+        text += prompt_attention(record)
     return text
+
+
+def prompt_attention(record):
+    """What attention takes of a prompt, where it is a step of its own behind nothing."""
+    first = record["depths"][0]
+    step = first["prompt"]
+    kernels = [kernel for kernel in step["kernels"] if kernel["kernel"].startswith("mla_prefill")]
+    if first["depth"] > 0 or step["tokens"] < record["prompt"] or len(kernels) != 1:
+        return ""
+    kernel = kernels[0]
+    tflops = step["attention_flops"] / kernel["us"] / 1e6
+    ceilings = record["ceilings"]
+    ceiling = max(ceilings.get(name) or 0.0 for name in ("f32_tflops", "f16_tflops", "matrix_tflops"))
+    text = f"Attention alone (`{kernel['kernel']}`) takes {number(kernel['us'] / kernel['dispatches'])} us a layer for "
+    text += f"{step['tokens']:,} tokens behind nothing: {number(tflops)} TFLOP/s, causal ones counted once, "
+    return text + f"{100 * tflops / ceiling:.1f} % of the ceiling.\n\n"
 
 
 def main():
