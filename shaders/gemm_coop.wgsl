@@ -28,7 +28,7 @@ struct Params {
 struct Place {
   to: u32,
   scale: f32,
-  some: bool,
+  exists: bool,
 }
 
 fn place(token: u32) -> Place {
@@ -37,10 +37,10 @@ fn place(token: u32) -> Place {
 }
 
 // Takes the sums of four outputs of a token, from row `row` on.
-fn finish(row: u32, place: Place, first: vec4<f32>, second: vec4<f32>) {
-  if (place.some && row < params.rows) {
-    let to = place.to + (params.first_row + row) / EPILOGUE_ROWS;
-    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * place.scale, second * place.scale);
+fn finish(row: u32, at: Place, first: vec4<f32>, second: vec4<f32>) {
+  if (at.exists && row < params.rows) {
+    let to = at.to + (params.first_row + row) / EPILOGUE_ROWS;
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * at.scale, second * at.scale);
   }
 }
 

@@ -228,7 +228,7 @@ fn main(
         largest = max(largest, subgroupShuffleXor(largest, 2u));
         let moves = largest > maximum + vec2<f32>(MOST);
         let next = select(maximum, largest - vec2<f32>(FRESH), moves);
-        let factors = exp2(maximum - next);
+        let factors = select(vec2<f32>(1.0), exp2(maximum - next), moves);
         maximum = next;
         total *= factors;
         o[0] = rescaled(o[0], factors, at); if (COLUMNS > 1u) { o[1] = rescaled(o[1], factors, at); }

@@ -30,7 +30,7 @@ var<private> listed: vec2<u32>;
 struct Place {
   to: u32,
   scale: f32,
-  some: bool,
+  exists: bool,
 }
 
 // Of a pair, numbered within its tile.
@@ -40,10 +40,10 @@ fn place(token: u32) -> Place {
 }
 
 // Takes the sums of four outputs of a pair, from row `row` on.
-fn finish(row: u32, place: Place, first: vec4<f32>, second: vec4<f32>) {
-  if (place.some && row < params.rows) {
-    let to = place.to + row / EPILOGUE_ROWS;
-    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * place.scale, second * place.scale);
+fn finish(row: u32, at: Place, first: vec4<f32>, second: vec4<f32>) {
+  if (at.exists && row < params.rows) {
+    let to = at.to + row / EPILOGUE_ROWS;
+    put(to, min((params.rows - row) / EPILOGUE_ROWS, 4u), first * at.scale, second * at.scale);
   }
 }
 

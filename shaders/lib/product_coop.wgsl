@@ -91,11 +91,11 @@ fn places(token: u32, lane: u32) -> Places {
 }
 
 // Hands out a lane's share of a turn.
-fn hand(row: u32, place: Place, start: u32, quad: u32) {
+fn hand(row: u32, at: Place, start: u32, quad: u32) {
   let a = leaving[start + quad];
   let b = leaving[start + quad + EPILOGUE_ROWS - 1u];
   let pairs = EPILOGUE_ROWS == 2u;
-  finish(row + 4u * quad, place, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
+  finish(row + 4u * quad, at, select(a, vec4<f32>(a.xz, b.xz), pairs), vec4<f32>(a.yw, b.yw));
 }
 
 // Hands out the sums of 32 rows of 16 tokens: `row` is the first one, `at` subgroup and lane.

@@ -106,7 +106,7 @@ impl<'a> Layers<'a> {
             Ok(Activations::rows(device.alloc(bytes, label)?.view(), length))
         };
         let expanded = heads * (nope + head);
-        let most_keys = pieces::most_keys(4 * u64::from(expanded), caps.binding_bytes.min(caps.buffer_bytes));
+        let most_keys = pieces::most_keys(4 * u64::from(expanded), caps.bound_bytes());
         let keys = most_keys.min(batch * context);
         let (attention, block, workgroups, wide) = match kind {
             Kind::Grouped(groups) => {

@@ -39,7 +39,7 @@ impl Pages {
         draw: impl Fn(&mut Inputs) -> Vec<u8> + Sync,
     ) -> Result<Pages> {
         let bytes = page as usize * record;
-        let most = device.caps().binding_bytes.min(device.caps().buffer_bytes) / bytes as u64;
+        let most = device.caps().bound_bytes() / bytes as u64;
         // A page in each chunk is nobody's, and holds NaN.
         let chunk_pages = (most.min(u64::from(count) + 1) as u32).max(2);
         let chunks = count.div_ceil(chunk_pages - 1);

@@ -93,7 +93,7 @@ impl Cache {
         // A record is a multiple of 16 bytes, so that a page starts at a multiple of 256.
         let page_bytes = shape.format.bytes(shape.latent as usize, shape.rope as usize) as u64 * u64::from(shape.page);
         let caps = device.caps();
-        let limit = caps.binding_bytes.min(caps.buffer_bytes);
+        let limit = caps.bound_bytes();
         if page_bytes > limit {
             return Err(Error::Capacity { what: "bytes in a page of the cache".into(), asked: page_bytes, limit });
         }

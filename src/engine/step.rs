@@ -16,7 +16,7 @@ use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
 use crate::model::Model;
 use crate::model::forward::{Decode, Forward, Limits, Prefill, Step};
-use crate::model::plan::{LOGITS_BYTES, step_tokens};
+use crate::model::plan::{LOGITS_BYTES, halved, step_tokens};
 use crate::num::record::RecordFormat;
 
 /// What an engine is allocated for.
@@ -140,7 +140,7 @@ impl Engine {
                 return Err(Error::Usage { what: what.into(), expected, found });
             }
         }
-        let mla = &model.config.mla;
+        let (mla, heads) = (&model.config.mla, model.config.mla.heads);
         let sequence_pages = options.context.div_ceil(options.page);
         // A page more for each sequence: one that stops sharing its last page holds both for a moment.
         let pages = (sequence_pages + 1) * options.sequences;
@@ -154,7 +154,6 @@ impl Engine {
             most_tokens: options.context,
         };
         let cache = Cache::new(device, &shape)?;
-        let heads = mla.heads;
         let mut target = Target {
             page: options.page,
             chunk_pages: cache.chunk_pages(),
@@ -165,8 +164,12 @@ impl Engine {
             borders: if options.deterministic { Borders::Own } else { Borders::Balanced },
         };
         let step_tokens = step_tokens.min(options.context * options.sequences);
-        let partials = target.partials_for(step_tokens, step_tokens, options.sequences, pages, sequence_pages);
-        target.partials = partials;
+        let partials = |tokens| target.partials_for(tokens, tokens, options.sequences, pages, sequence_pages);
+        // Contexts that their own length alone splits have many splits.
+        let row = u64::from(4 * heads * (mla.latent + 4));
+        let fit = |tokens| row * u64::from(partials(tokens)) <= device.caps().bound_bytes();
+        let step_tokens = halved(step_tokens, options.step_tokens.unwrap_or(options.sequences), fit);
+        target.partials = partials(step_tokens);
         // Prompts need logits of their last token alone; more at a time are a matter of `Engine::logits`.
         let affordable = LOGITS_BYTES as u32 / (4 * model.config.vocab.next_multiple_of(4));
         let logits = affordable.clamp(options.sequences, step_tokens);
@@ -175,7 +178,7 @@ impl Engine {
             sequences: options.sequences,
             usual_tokens: 1,
             logits,
-            partials,
+            partials: target.partials,
             context: options.context,
             page: options.page,
             format: options.format,
@@ -198,7 +201,7 @@ impl Engine {
             rows: fact(step_tokens, size_of::<Row>(), "rows")?,
             ids: fact(step_tokens, 4, "ids")?,
             block_table: fact(pages, 4, "block table")?,
-            splits: fact(partials, size_of::<Split>(), "splits")?,
+            splits: fact(target.partials, size_of::<Split>(), "splits")?,
             spans: fact(forward.most_spans(&limits).max(1), size_of::<Span>(), "spans")?,
             picked: fact(logits, 4, "picked rows")?,
             picked_rows: fact(logits, size_of::<Row>(), "facts of picked rows")?,

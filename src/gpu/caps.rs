@@ -130,6 +130,11 @@ impl Caps {
         self.cooperative.iter().any(fits)
     }
 
+    /// Bytes of the largest buffer that one binding shows whole.
+    pub fn bound_bytes(&self) -> u64 {
+        self.binding_bytes.min(self.buffer_bytes)
+    }
+
     /// Why kernels on matrix units do not run: those there, and what these kernels have besides, f16, subgroups of 32
     /// and workgroups of 256.
     pub fn matrices_refusal(&self) -> Option<&'static str> {

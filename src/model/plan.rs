@@ -20,8 +20,9 @@ pub const PAGE: u64 = 64;
 const LEAST_STEP: u32 = 256;
 /// And at most with them, which want tiles that are full: each expert's share of a step's tokens fills some.
 const MOST_STEP: u32 = 4096;
-/// The most memory of a step's activations, where it takes more than [`LEAST_STEP`].
-const STEP_BYTES: u64 = 3 << 29;
+/// The memory of a step's activations, where it takes more than [`LEAST_STEP`]: a sixteenth of the weights in f16,
+/// within these bounds.
+const STEP_BYTES: (u64, u64) = (256 << 20, 3 << 29);
 
 /// Tokens of a prompt that one step takes, as the engine does by default. Without a device it is that of the largest.
 pub fn step_tokens(config: &Config, caps: Option<&Caps>) -> u32 {
@@ -29,11 +30,16 @@ pub fn step_tokens(config: &Config, caps: Option<&Caps>) -> u32 {
         return LEAST_STEP;
     }
     let Row { all, widest } = row(config);
-    let binding = caps.map_or(u64::MAX, |caps| caps.binding_bytes.min(caps.buffer_bytes));
-    let mut tokens = MOST_STEP;
-    let fits = |tokens: u32| 4 * u64::from(tokens) * all <= STEP_BYTES && 4 * u64::from(tokens) * widest <= binding;
-    while tokens > LEAST_STEP && !fits(tokens) {
-        tokens /= 2;
+    let most = (config.parameters() / 8).clamp(STEP_BYTES.0, STEP_BYTES.1);
+    let binding = caps.map_or(u64::MAX, Caps::bound_bytes);
+    let bytes = |tokens: u32, values: u64| 4 * u64::from(tokens) * values;
+    halved(MOST_STEP, LEAST_STEP, |tokens| bytes(tokens, all) <= most && bytes(tokens, widest) <= binding)
+}
+
+/// `tokens`, halved until they fit or are the least.
+pub(crate) fn halved(mut tokens: u32, least: u32, fit: impl Fn(u32) -> bool) -> u32 {
+    while tokens > least && !fit(tokens) {
+        tokens = (tokens / 2).max(least);
     }
     tokens
 }
@@ -238,7 +244,8 @@ fn row(config: &Config) -> Row {
     });
     let outputs = moes(config).map(|moe| u64::from(moe.top_k) * hidden.max(u64::from(moe.width)));
     let all = 5 * hidden + attention + dense + experts.max().unwrap_or(0);
-    let widest = [query, queries, partials, dense, hidden].into_iter().chain(outputs).max().unwrap_or(0);
+    let widest =
+        [query + latent + rope, queries, partials, dense, hidden].into_iter().chain(outputs).max().unwrap_or(0);
     Row { all, widest }
 }
 
@@ -285,7 +292,7 @@ pub fn check_bindings(config: &Config, caps: &Caps) -> Result<()> {
     let bytes = |rows: u32, columns: u32| (rows as usize * WeightFormat::Bf16.row_bytes(columns as usize)) as u64;
     let experts = moes(config).map(|moe| bytes(2 * moe.width, config.hidden).max(bytes(config.hidden, moe.width)));
     let head = bytes(config.mla.nope + config.mla.value, config.mla.latent);
-    let limit = caps.binding_bytes.min(caps.buffer_bytes);
+    let limit = caps.bound_bytes();
     for (what, bytes) in [("an expert's matrix", experts.max().unwrap_or(0)), ("a head's up-projections", head)] {
         if bytes > limit {
             return Err(Error::OutOfMemory {
@@ -313,6 +320,25 @@ mod tests {
         format: RecordFormat::F16,
     };
     const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_step_has_as_many_tokens_as_memory_and_bindings_allow() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/deepseek_v2_lite");
+        let mut config = Config::open(&folder).unwrap();
+        assert_eq!(step_tokens(&config, Some(&Caps::portable())), 256);
+        assert_eq!(step_tokens(&config, Some(&Caps::matrices())), 4096);
+        let widest = row(&config).widest;
+        let cramped = Caps { binding_bytes: 4 * widest * 1024, ..Caps::matrices() };
+        assert_eq!(step_tokens(&config, Some(&cramped)), 1024);
+        let least = Caps { binding_bytes: 1 << 10, ..Caps::matrices() };
+        assert_eq!(step_tokens(&config, Some(&least)), 256);
+        // As wide as DeepSeek-V3, with few parameters.
+        (config.hidden, config.mla.heads, config.mla.latent) = (7168, 128, 512);
+        let tokens = step_tokens(&config, None);
+        assert!((256..2048).contains(&tokens), "{tokens}");
+        assert!(tokens == 256 || 4 * u64::from(tokens) * row(&config).all <= STEP_BYTES.0, "{tokens}");
+        assert_eq!([100, 99, 25, 24].map(|most| halved(100, 25, |tokens| tokens <= most)), [100, 50, 25, 25]);
+    }
 
     #[test]
     fn bytes_a_token_follow_from_the_widths() {

@@ -66,9 +66,12 @@ impl Materialised {
         let caps = device.caps();
         let Mla { latent, nope, rope, value, .. } = *mla;
         let gather = mla_gather::Spec { latent, rope, page: limits.page, format: limits.format };
-        let most = pieces::most_keys(4 * u64::from(expanded(mla)), caps.binding_bytes.min(caps.buffer_bytes));
+        let most = pieces::most_keys(4 * u64::from(expanded(mla)), caps.bound_bytes());
         let keys = most.min(limits.piece.unwrap_or(u32::MAX)).min(limits.context.saturating_mul(limits.sequences));
         let keys = keys.max(1);
+        // Products of more rows than a step has tokens may be too many for matrix units.
+        let fewer = keys.min(limits.tokens);
+        let keys = if !halves(keys) && halves(fewer) { fewer } else { keys };
         let attend = Attention::new((nope, rope, value), halves(keys), device)?;
         let values = if attend.on_matrices() { expanded(mla) / 2 } else { expanded(mla) };
         let of = |length, label| rows(device, keys, length, label);
