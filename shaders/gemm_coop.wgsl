@@ -1,7 +1,8 @@
 // As gemm, on matrix units: f16 weights and packed activations.
 // Grid: x blocks of TILE_TOKENS tokens, y and z blocks of TILE_ROWS rows. Strides and offsets count f32.
-// lib: product_coop (TILE_ROWS, TILE_TOKENS, products), put_* (put, Four), epilogue_*.
-// Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
+// lib: product_parts (TILE_ROWS, TILE_TOKENS, row_of), product_coop or product_coop_any (products), put_* (put, Four),
+// epilogue_*.
+// Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4; for product_coop_any U, WIDTH, Rows, Tokens, Sums.
 
 struct Params {
   rows: u32,      // of the chunk

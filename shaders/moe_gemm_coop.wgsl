@@ -1,7 +1,8 @@
 // As moe_gemm, on matrix units: f16 weights and packed activations.
 // Grid: x tiles of pairs, y and z blocks of TILE_ROWS rows. Strides count f32.
-// lib: product_coop (TILE_ROWS, products), put_f32 (put, Four), epilogue_*.
-// Constants: FRAGMENTS of 16 pairs of a subgroup, 1, 2 or 4: moe_sort's tiles have 32 times as many.
+// lib: product_parts (TILE_ROWS, row_of), product_coop or product_coop_any (products), put_f32 (put, Four), epilogue_*.
+// Constants: FRAGMENTS of 16 pairs of a subgroup, 1, 2 or 4: moe_sort's tiles have 32 times as many; for
+// product_coop_any U, WIDTH, Rows, Tokens, Sums.
 
 struct Params {
   rows: u32,         // of an expert

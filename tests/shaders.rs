@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::mem::offset_of;
 
-use lamina::gpu::{Access, Caps, CooperativeShape, Dialect, Shader};
+use lamina::gpu::{Access, Caps, Dialect, MatrixUnits, Shader};
 use lamina::kernels::sample::{Record, Sampler};
 use lamina::kernels::{ALL, Row, Sequence, Span, Split};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -24,25 +24,9 @@ struct Parsed {
 
 /// Machines that kernels are made for: the least there is, and those whose features open other paths.
 fn machines() -> Vec<Caps> {
-    let shape = |size: u32, result: &str| CooperativeShape {
-        m: size,
-        n: size,
-        k: size,
-        operands: "F16".into(),
-        result: result.into(),
-    };
-    let everything = Caps::everything();
-    vec![
-        Caps::portable(),
-        everything.clone(),
-        Caps {
-            invocations: 1024,
-            subgroups: Some((32, 32)),
-            cooperative: vec![shape(16, "F32")],
-            ..everything.clone()
-        },
-        Caps { invocations: 1024, subgroups: Some((4, 64)), cooperative: vec![shape(8, "F32")], ..everything },
-    ]
+    let units = |size, width| Caps::with(MatrixUnits { size, width });
+    let apple = Caps { subgroups: Some((4, 64)), matrix_width: Some(32), ..units(8, 32) };
+    vec![Caps::portable(), Caps::everything(), Caps::matrices(), apple, units(8, 8), units(16, 16), units(16, 64)]
 }
 
 fn capabilities(shader: &Shader) -> Capabilities {
@@ -243,12 +227,12 @@ fn the_bindings_that_the_composer_reads_are_those_that_naga_sees() {
 fn the_head_comment_names_every_constant_and_alias_that_specialises_the_kernel() {
     for p in all() {
         let text = p.shader.compose(Dialect::Naga).text;
-        let source = ALL.iter().find(|e| e.name == p.kernel).expect("from the list").source.text;
-        let head: String = source.lines().take_while(|line| line.starts_with("//")).collect();
+        let source = p.shader.parts().last().expect("the kernel file");
+        let head: String = source.text.lines().take_while(|line| line.starts_with("//")).collect();
         let words: BTreeSet<&str> = head.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
         let prelude = text.lines().take_while(|l| ["enable ", "const ", "alias "].iter().any(|k| l.starts_with(k)));
         for name in prelude.filter_map(|line| Some(line.split_once(" = ")?.0.split_once(' ')?.1)) {
-            assert!(words.contains(name), "shaders/{}.wgsl: its head comment does not name {name}", p.kernel);
+            assert!(words.contains(name), "shaders/{}.wgsl: its head comment does not name {name}", source.name);
         }
     }
 }

@@ -3,16 +3,14 @@
 // in registers. A step of 32 columns is multiplied while the next is on its way from device memory to registers.
 // Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Constants: FRAGMENTS of 16 tokens of a subgroup, 1, 2 or 4.
-// lib: epilogue_* (EPILOGUE_ROWS), halves.
-// Of the kernel: bindings `weights` and `x`, arrays of vec4<u32>, 8 values of f16 each; Place, and place(token), where a
-// token's outputs go; finish(row, place, first, second), which takes the sums of four outputs' rows, the first `row`.
+// lib: epilogue_* (EPILOGUE_ROWS), halves, product_parts (Parts, row_of, fetch).
+// Of the kernel: Place, and place(token), where a token's outputs go; finish(row, place, first, second), which takes the
+// sums of four outputs' rows, the first `row`.
 
 alias RowFragment = coop_mat16x16<f16, A>;
 alias TokenFragment = coop_mat16x16<f16, B>;
 alias Sums = coop_mat16x16<f32, C>;
 
-const TILE_ROWS = 256u;
-const TILE_TOKENS = 32u * FRAGMENTS;
 const PITCH = 10u;              // vec4 of a tile's row: 16 bytes more than a step, for the banks
 const LEAVING_PITCH = 9u;         // vec4 of a token's 32 rows that leave, likewise
 const LEAVING = 16u * LEAVING_PITCH; // of a subgroup
@@ -20,32 +18,6 @@ const LEAVING = 16u * LEAVING_PITCH; // of a subgroup
 var<workgroup> tile_w: array<vec4<f16>, TILE_ROWS * PITCH>;
 var<workgroup> tile_x: array<vec4<f16>, TILE_TOKENS * PITCH>;
 var<workgroup> leaving: array<vec4<f32>, 8u * LEAVING>;
-
-// What a lane moves of a step: 8 columns of every 64th row and token.
-struct Parts {
-  w0: vec4<u32>,
-  w1: vec4<u32>,
-  w2: vec4<u32>,
-  w3: vec4<u32>,
-  x0: vec4<u32>,
-  x1: vec4<u32>,
-}
-
-// Which of 64 rows, and tokens, a lane moves a quarter of: eight lanes in turn have two that are 4 apart, for the banks.
-fn row_of(lane: u32) -> u32 {
-  return lane / 32u * 8u + lane % 32u / 8u + lane / 4u % 2u * 4u;
-}
-
-fn fetch(w: vec4<u32>, t: vec2<u32>, at: u32) -> Parts {
-  var p: Parts;
-  p.w0 = weights[w.x + at];
-  p.w1 = weights[w.y + at];
-  p.w2 = weights[w.z + at];
-  p.w3 = weights[w.w + at];
-  p.x0 = x[t.x + at];
-  if (FRAGMENTS > 2u) { p.x1 = x[t.y + at]; }
-  return p;
-}
 
 fn keep(p: Parts, lane: u32) {
   let to = row_of(lane) * PITCH + lane % 4u * 2u;

@@ -1,6 +1,6 @@
 // Records of 512 e4m3 codes, an f32 scale for each 128 of them and P f16 values (append_fp8 writes them), moved by 16
 // lanes each into rows of f16 of a tile for the matrix units: a lane takes 16 codes of each half of the latent.
-// lib: halves.
+// lib: halves, e4m3_halves (values_of).
 // Constants: R, which is 512; P, a multiple of 4; STEPS: a row has 64 STEPS values, those behind R + P zero.
 
 const RECORD = (R / 4u + 4u + P / 2u + 3u) / 4u; // vec4<u32>
@@ -48,14 +48,6 @@ fn fetch(record: u32, lane: u32) -> Part {
     part.rope = vec2<u32>(cache[words][quad % 2u * 2u], cache[words][quad % 2u * 2u + 1u]);
   }
   return part;
-}
-
-// Codes 0, 2, 1, 3 as their values over 2^8: sign, exponent and mantissa moved to where f16 has them, which is exact
-// for subnormal ones, too.
-fn values_of(codes: u32) -> vec4<f16> {
-  let even = ((codes << 8u) & 0x80008000u) | ((codes << 7u) & 0x3f803f80u);
-  let odd = (codes & 0x80008000u) | ((codes >> 1u) & 0x3f803f80u);
-  return halves(even, odd);
 }
 
 fn keep_codes(at: u32, codes: vec4<u32>, scale: u32) {

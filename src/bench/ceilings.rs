@@ -8,7 +8,7 @@ use web_time::Instant;
 
 use super::clock::Clock;
 use super::median;
-use crate::gpu::{Buffer, Device, Grid, Recording, Shader, Source, View, grid_1d};
+use crate::gpu::{Buffer, Device, Grid, MatrixUnits, Recording, Shader, Source, View, grid_1d};
 use crate::{Error, Result, wgsl};
 
 /// The shaders that measure them.
@@ -18,7 +18,7 @@ pub const SHADERS: [fn() -> Arc<Shader>; 6] = [
     || shader(wgsl!("ceilings/copy")),
     || multiply("f32"),
     || multiply("f16"),
-    matrices,
+    || matrices(MatrixUnits::TUNED),
 ];
 
 /// Ceilings of a device.
@@ -74,9 +74,9 @@ fn hash(word: u32) -> u32 {
     b ^ (b >> 16)
 }
 
-fn matrices() -> Arc<Shader> {
+fn matrices(units: MatrixUnits) -> Arc<Shader> {
     let builder = Shader::of(wgsl!("ceilings/matrices")).u32("WORKGROUP", WORKGROUP).u32("TURNS", 16 * TURNS);
-    builder.f16().subgroups().cooperative_matrix().build()
+    builder.fragments(units).build()
 }
 
 impl Ceilings {
@@ -251,27 +251,22 @@ const FRAGMENTS: u32 = 8;
 /// `None` without matrix units, and, with a warning, where they compute something else.
 async fn matrix_multiplies(device: &Device, clock: &Clock) -> Result<Option<f64>> {
     let caps = device.caps();
-    let Some((width, _)) = caps.subgroups.filter(|(least, most)| least == most && WORKGROUP.is_multiple_of(*least))
-    else {
-        return Ok(None);
-    };
-    if !caps.f16 || !caps.multiplies_matrices() {
-        return Ok(None);
-    }
-    let (groups, subgroups) = (4096, WORKGROUP / width);
-    let x = device.upload(&vec![half::f16::from_f32(0.25); 6 * 16 * 16], "factors")?;
-    let y = device.alloc(4 * u64::from(groups * subgroups * 16 * 16), "multiplied")?;
+    let Ok(units) = caps.matrix_units() else { return Ok(None) };
+    let area = units.size * units.size;
+    let (groups, subgroups) = (4096, WORKGROUP / units.width);
+    let x = device.upload(&vec![half::f16::from_f32(0.25); 6 * area as usize], "factors")?;
+    let y = device.alloc(4 * u64::from(groups * subgroups * area), "multiplied")?;
     let mut recording = Recording::new();
     let bindings = vec![("x", x.view()), ("y", y.view())];
-    call(&mut recording, &matrices(), bindings, &[subgroups], Grid::Direct([groups, 1, 1]));
+    call(&mut recording, &matrices(units), bindings, &[subgroups], Grid::Direct([groups, 1, 1]));
     let found: Vec<f32> = run(device, &recording, y.view()).await?;
-    // Each step adds 16 products of 1/16, to each of the fragments that are summed at last.
-    let expected = (16 * TURNS * FRAGMENTS) as f32;
+    // Each step adds `size` products of 1/16, to each of the fragments that are summed at last.
+    let expected = (units.size * TURNS * FRAGMENTS) as f32;
     if let Some(value) = found.iter().find(|value| **value != expected) {
         log::warn!("{}: matrix units gave {value}, not {expected}: their ceiling is unknown", caps.label());
         return Ok(None);
     }
-    let steps = f64::from(16 * TURNS * FRAGMENTS) * 4096.0 * f64::from(groups * subgroups);
+    let steps = f64::from(16 * TURNS * FRAGMENTS) * f64::from(area * units.size) * f64::from(groups * subgroups);
     Ok(Some(2.0 * steps / seconds(device, clock, &recording).await? / 1e12))
 }
 

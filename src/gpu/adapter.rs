@@ -196,6 +196,7 @@ fn caps_of(adapter: &wgpu::Adapter) -> Caps {
         } else {
             Vec::new()
         },
+        matrix_width: None,
         timestamps: has(wgpu::Features::TIMESTAMP_QUERY),
         pipeline_cache: has(wgpu::Features::PIPELINE_CACHE),
         tuned: Vec::new(),

@@ -35,6 +35,25 @@ pub struct CooperativeShape {
     pub result: String,
 }
 
+/// Matrix units as kernels use them: f16 operands, f32 sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixUnits {
+    /// Rows and columns of a fragment: 16, or 8 where there are no larger ones.
+    pub size: u32,
+    /// Invocations of a subgroup, which multiplies fragments together.
+    pub width: u32,
+}
+
+impl MatrixUnits {
+    /// Those that the fastest kernels are written for; others have kernels of their own.
+    pub const TUNED: MatrixUnits = MatrixUnits { size: 16, width: 32 };
+
+    /// Subgroups of a workgroup of at most 256 invocations, at most `most`.
+    pub fn subgroups(&self, most: u32) -> u32 {
+        (256 / self.width).min(most)
+    }
+}
+
 /// What an adapter offers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Caps {
@@ -62,6 +81,8 @@ pub struct Caps {
     pub subgroups: Option<(u32, u32)>,
     /// Shapes of the matrix units.
     pub cooperative: Vec<CooperativeShape>,
+    /// Subgroup width of kernels on matrix units: measured when a device is opened whose adapter has several widths.
+    pub matrix_width: Option<u32>,
     /// Timestamps around a pass.
     pub timestamps: bool,
     /// Compiled pipelines can be kept on disk.
@@ -87,6 +108,7 @@ impl Caps {
             f16: false,
             subgroups: None,
             cooperative: Vec::new(),
+            matrix_width: None,
             timestamps: false,
             pipeline_cache: false,
             tuned: Vec::new(),
@@ -105,12 +127,23 @@ impl Caps {
         }
     }
 
-    /// As [`Caps::everything`], with the matrix units that kernels are written for, and their subgroups.
+    /// As [`Caps::everything`], with the matrix units and subgroups that the fastest kernels are written for.
     pub fn matrices() -> Caps {
+        Caps { workgroup_bytes: 48 << 10, ..Caps::with(MatrixUnits::TUNED) }
+    }
+
+    /// As [`Caps::everything`], with those matrix units and 32 KiB of workgroup memory.
+    pub fn with(units: MatrixUnits) -> Caps {
+        let MatrixUnits { size, width } = units;
         let shape =
-            |result: &str| CooperativeShape { m: 16, n: 16, k: 16, operands: "F16".into(), result: result.into() };
-        let cooperative = vec![shape("F16"), shape("F32")];
-        Caps { name: "matrix units".into(), subgroups: Some((32, 32)), cooperative, ..Caps::everything() }
+            |result: &str| CooperativeShape { m: size, n: size, k: size, operands: "F16".into(), result: result.into() };
+        Caps {
+            name: format!("matrix units of {size}x{size}x{size}, subgroups of {width}"),
+            subgroups: Some((width, width)),
+            cooperative: vec![shape("F16"), shape("F32")],
+            workgroup_bytes: 32 << 10,
+            ..Caps::everything()
+        }
     }
 
     /// The `cpu` device: the twins, which have no limits but memory.
@@ -124,10 +157,13 @@ impl Caps {
         }
     }
 
-    /// Whether there are matrix units of the shape that kernels are written for: 16x16x16, f16 to f32.
-    pub fn multiplies_matrices(&self) -> bool {
-        let fits = |s: &CooperativeShape| (s.m, s.n, s.k) == (16, 16, 16) && s.operands == "F16" && s.result == "F32";
-        self.cooperative.iter().any(fits)
+    /// The size of the matrix units' fragments, f16 to f32, of those that kernels take: 16, or 8.
+    pub fn matrix_size(&self) -> Option<u32> {
+        let has = |size: &u32| {
+            let fits = |s: &CooperativeShape| [s.m, s.n, s.k] == [*size; 3] && s.operands == "F16" && s.result == "F32";
+            self.cooperative.iter().any(fits)
+        };
+        [16, 8].into_iter().find(has)
     }
 
     /// Bytes of the largest buffer that one binding shows whole.
@@ -135,15 +171,21 @@ impl Caps {
         self.binding_bytes.min(self.buffer_bytes)
     }
 
-    /// Why kernels on matrix units do not run: those there, and what these kernels have besides, f16, subgroups of 32
-    /// and workgroups of 256.
-    pub fn matrices_refusal(&self) -> Option<&'static str> {
-        if !self.multiplies_matrices() {
-            Some("no matrix units of 16x16x16, f16 to f32")
-        } else if !self.f16 || self.subgroups != Some((32, 32)) || self.invocations < 256 {
-            Some("no f16, subgroups of other widths than 32, or fewer than 256 invocations")
+    /// The matrix units that kernels run on, or why they do not: kernels want f16 and workgroups of 256 besides, and a
+    /// subgroup that has a fragment's rows.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn matrix_units(&self) -> Result<MatrixUnits, &'static str> {
+        let size = self.matrix_size().ok_or("no matrix units of 16x16x16 or 8x8x8, f16 to f32")?;
+        let only = self.subgroups.filter(|(least, most)| least == most).map(|(width, _)| width);
+        let width = only.or(self.matrix_width).ok_or("subgroups of several widths")?;
+        if !self.f16 || self.invocations < 256 {
+            Err("no f16, or fewer than 256 invocations")
+        } else if !(size..=64).contains(&width) || !width.is_power_of_two() {
+            Err("subgroups narrower than a fragment, or wider than 64")
         } else {
-            None
+            Ok(MatrixUnits { size, width })
         }
     }
 

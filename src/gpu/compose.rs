@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use super::caps::MatrixUnits;
+
 /// A WGSL file of this package: its name without ending, and its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -179,6 +181,21 @@ impl ShaderBuilder {
     pub fn alias(mut self, name: &'static str, kind: &'static str) -> Self {
         self.0.aliases.push((name, kind));
         self
+    }
+
+    /// For matrix units and subgroups of one kind: `U` and `WIDTH`, the fragments `Rows` and `Tokens` of f16 and `Sums`
+    /// of f32, and what they need of a device.
+    ///
+    /// # Panics
+    /// For a size that [`super::Caps::matrix_size`] does not give.
+    pub fn fragments(self, units: MatrixUnits) -> Self {
+        let [rows, tokens, sums] = match units.size {
+            8 => ["coop_mat8x8<f16, A>", "coop_mat8x8<f16, B>", "coop_mat8x8<f32, C>"],
+            16 => ["coop_mat16x16<f16, A>", "coop_mat16x16<f16, B>", "coop_mat16x16<f32, C>"],
+            size => panic!("matrix units of {size}"),
+        };
+        let types = self.alias("Rows", rows).alias("Tokens", tokens).alias("Sums", sums);
+        types.u32("U", units.size).u32("WIDTH", units.width).f16().subgroups().cooperative_matrix()
     }
 
     /// Adds a module.

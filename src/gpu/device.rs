@@ -10,6 +10,7 @@ use super::gpu::{Gpu, Options};
 use super::host;
 use super::recording::Recording;
 use super::tuned;
+use super::width;
 use crate::error::Result;
 
 /// A GPU, or the `cpu` device: where memory is allocated and recordings run. Clones share it.
@@ -60,7 +61,12 @@ impl Device {
                 if options.tuned {
                     caps.tuned = tuned::load(&caps);
                 }
-                Ok(Device(Arc::new(Kind::Gpu(Box::new(Gpu::open(adapter, caps, options).await?)))))
+                let mut device = Device(Arc::new(Kind::Gpu(Box::new(Gpu::open(adapter, caps, options).await?))));
+                let width = width::measured(&device).await?;
+                if let Some(Kind::Gpu(gpu)) = Arc::get_mut(&mut device.0) {
+                    gpu.caps.matrix_width = width;
+                }
+                Ok(device)
             }
             None => {
                 log::warn!("no GPU adapter found: running on the CPU twins (see lamina info)");

@@ -20,10 +20,11 @@ mod recording;
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 mod spirv;
 pub mod tuned;
+mod width;
 
 pub use adapter::{Selector, list};
 pub use buffer::{Buffer, View, allocated};
-pub use caps::{Caps, CooperativeShape, DeviceType};
+pub use caps::{Caps, CooperativeShape, DeviceType, MatrixUnits};
 pub use compose::{Access, Composed, Declared, Dialect, Extensions, Shader, ShaderBuilder, Source};
 pub use device::{Device, Reading, Usage};
 pub use gpu::Options;

@@ -7,7 +7,7 @@ use super::linear::{Epilogue, Method, Params, Product, Reads};
 use super::linear_case::Shape;
 use super::weights::WeightFormat;
 use super::{Case, Choice, Field, Job, Kernel, Set, Variant, self_test};
-use crate::gpu::{Caps, Device, Recording, Shader, ShaderBuilder, Source};
+use crate::gpu::{Caps, Device, MatrixUnits, Recording, Shader, ShaderBuilder, Source};
 use crate::{Result, reference, wgsl};
 
 /// What the model fixes, and the size of a tile. Weights are f16.
@@ -21,9 +21,31 @@ pub struct Spec {
     pub halves: bool,
 }
 
-/// How it runs: one way.
-#[derive(Clone, Debug)]
-pub struct Tuning;
+/// How it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    /// For these matrix units, in 32 KiB; else for [`MatrixUnits::TUNED`].
+    pub any: Option<MatrixUnits>,
+}
+
+/// The ways under `caps`, the fastest first; none where products do not run on its matrix units.
+pub(super) fn tunings(fragments: u32, caps: &Caps) -> Vec<Variant<Tuning>> {
+    let Ok(units) = caps.matrix_units() else { return Vec::new() };
+    let mut all = Vec::new();
+    if units == MatrixUnits::TUNED && bytes(fragments) <= caps.workgroup_bytes {
+        all.push(Variant { name: "matrices", tuning: Tuning { any: None } });
+    }
+    // With tiles of 128 tokens an invocation would have 128 registers of sums.
+    if fragments < 4 && any_bytes(units, fragments) <= caps.workgroup_bytes {
+        all.push(Variant { name: "any", tuning: Tuning { any: Some(units) } });
+    }
+    all
+}
+
+/// The fragments that products run with under `caps`.
+pub(super) fn fragments_under(caps: &Caps) -> Vec<u32> {
+    FRAGMENTS.into_iter().filter(|fragments| !tunings(*fragments, caps).is_empty()).collect()
+}
 
 /// Fragments that kernels are made for: tiles of 32, 64 and 128 tokens.
 pub const FRAGMENTS: [u32; 3] = [1, 2, 4];
@@ -35,10 +57,15 @@ const UNITS: u32 = 132;
 const COSTS: [u32; 3] = [8, 9, 13];
 
 /// The fragments for a product: large tiles read less, small ones leave fewer units idle at its end.
-pub fn fragments(rows: u32, tokens: u32) -> u32 {
+///
+/// # Panics
+/// Where products do not run on the matrix units of `caps`.
+pub fn fragments(rows: u32, tokens: u32, caps: &Caps) -> u32 {
+    let fits = fragments_under(caps);
     let turns = |f: u32| (rows.div_ceil(TILE_ROWS) * tokens.div_ceil(tile_tokens(f))).div_ceil(UNITS);
     let cost = |(f, cost): &(u32, u32)| turns(*f) * cost;
-    FRAGMENTS.into_iter().zip(COSTS).rev().min_by_key(cost).expect("there are three").0
+    let all = FRAGMENTS.into_iter().zip(COSTS).rev().filter(|(f, _)| fits.contains(f));
+    all.min_by_key(cost).expect("some run").0
 }
 
 /// Tokens of a tile.
@@ -51,11 +78,23 @@ fn bytes(fragments: u32) -> u32 {
     80 * (TILE_ROWS + tile_tokens(fragments)) + 8 * 16 * 144
 }
 
+/// Likewise, for any matrix units: one fragment of each subgroup.
+fn any_bytes(units: MatrixUnits, fragments: u32) -> u32 {
+    80 * (TILE_ROWS + tile_tokens(fragments)) + 4 * units.subgroups(256) * units.size * units.size
+}
+
 /// Why products do not run on a device's matrix units.
 pub fn refusal(caps: &Caps) -> Option<String> {
-    let fits = bytes(FRAGMENTS[2]) <= caps.workgroup_bytes;
+    let fits = !fragments_under(caps).is_empty();
     let memory = || (!fits).then(|| format!("{} bytes of workgroup memory", caps.workgroup_bytes));
-    caps.matrices_refusal().map(String::from).or_else(memory)
+    caps.matrix_units().err().map(String::from).or_else(memory)
+}
+
+/// Why products in tiles of so many fragments do not.
+pub(super) fn refuses(fragments: u32, caps: &Caps) -> Option<String> {
+    let lacks = tunings(fragments, caps).is_empty();
+    let tiles = || lacks.then(|| format!("{} bytes of workgroup memory for tiles of {} tokens", caps.workgroup_bytes, tile_tokens(fragments)));
+    refusal(caps).or_else(tiles)
 }
 
 /// The largest normalised mean square error of a self-test: of f32 sums, whatever their order.
@@ -80,15 +119,24 @@ pub(super) fn works<K: Kernel>(device: &Device, cases: impl Iterator<Item = (K::
 }
 
 /// A shader with the tile of products.
-pub(super) fn products(source: Source, fragments: u32) -> ShaderBuilder {
-    Shader::of(source)
-        .u32("FRAGMENTS", fragments)
-        .module(wgsl!("lib/halves"))
-        .module(wgsl!("lib/product_coop"))
-        .f16()
-        .subgroups()
-        .cooperative_matrix()
-        .rolled()
+pub(super) fn products(source: Source, fragments: u32, tuning: &Tuning) -> ShaderBuilder {
+    let shader = Shader::of(source).u32("FRAGMENTS", fragments);
+    let shader = shader.module(wgsl!("lib/halves")).module(wgsl!("lib/product_parts"));
+    match tuning.any {
+        Some(units) => shader.fragments(units).module(wgsl!("lib/product_coop_any")),
+        None => shader.module(wgsl!("lib/product_coop")).f16().subgroups().cooperative_matrix().rolled(),
+    }
+}
+
+/// Which of the ways a device gets, and why.
+///
+/// # Panics
+/// Where there is none.
+pub(super) fn choice(variants: Vec<Variant<Tuning>>, fragments: u32, what: &str) -> Choice<Tuning> {
+    let variant = variants.into_iter().next().unwrap_or_else(|| panic!("refused: tiles of {fragments} fragments"));
+    let units = variant.tuning.any.unwrap_or(MatrixUnits::TUNED);
+    let why = format!("tiles of {TILE_ROWS} rows x {} {what} on matrix units of {}", tile_tokens(fragments), units.size);
+    Choice { variant, why }
 }
 
 /// The kernel `gemm_coop`.
@@ -104,29 +152,23 @@ impl Kernel for GemmCoop {
     type Spec = Spec;
     type Tuning = Tuning;
 
-    fn refusal(_: &Spec, caps: &Caps) -> Option<String> {
-        refusal(caps)
+    fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
+        refuses(spec.fragments, caps)
     }
 
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
-        match Self::refusal(spec, caps) {
-            Some(_) => Vec::new(),
-            None => vec![Variant { name: "matrices", tuning: Tuning }],
-        }
+        tunings(spec.fragments, caps)
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
-        let variant = Self::variants(spec, caps).pop();
-        let variant = variant.unwrap_or_else(|| panic!("gemm_coop: {:?}", Self::refusal(spec, caps)));
-        let why = format!("tiles of {TILE_ROWS} rows x {} tokens on matrix units", tile_tokens(spec.fragments));
-        Choice { variant, why }
+        choice(Self::variants(spec, caps), spec.fragments, "tokens")
     }
 
-    fn new(spec: &Spec, _: &Tuning) -> GemmCoop {
+    fn new(spec: &Spec, tuning: &Tuning) -> GemmCoop {
         assert!(FRAGMENTS.contains(&spec.fragments), "gemm_coop: fragments of {FRAGMENTS:?}: {spec:?}");
         assert!(!spec.halves || spec.epilogue == Epilogue::Store, "gemm_coop: only what is stored can be f16: {spec:?}");
         let put = if spec.halves { wgsl!("lib/put_f16") } else { wgsl!("lib/put_f32") };
-        let shader = spec.epilogue.add_to(products(Self::SOURCE, spec.fragments)).module(put).build();
+        let shader = spec.epilogue.add_to(products(Self::SOURCE, spec.fragments, tuning)).module(put).build();
         GemmCoop { spec: spec.clone(), shader }
     }
 
@@ -145,7 +187,9 @@ impl Kernel for GemmCoop {
             let sizes = [(10_944, 2048), (2048, 10_944), (3648, 2048), (2048, 2048), (64, 2048), (7168, 18_432)];
             let tokens = [64, 128, 512, 4096];
             let each = |(rows, columns): (usize, usize)| {
-                tokens.map(|tokens| make(Shape::new(rows, columns, tokens), fragments(rows as u32, tokens as u32)))
+                // By what the largest devices take.
+                let of = |tokens: usize| fragments(rows as u32, tokens as u32, &Caps::matrices());
+                tokens.map(|tokens| make(Shape::new(rows, columns, tokens), of(tokens)))
             };
             return sizes.into_iter().flat_map(each).collect();
         }
@@ -186,7 +230,8 @@ impl GemmCoop {
     /// [`crate::Error::DeviceLost`].
     pub fn works(device: &Device) -> Result<bool> {
         let record = |kernel: &GemmCoop, recording: &mut Recording, product: &Product| kernel.record(recording, product);
-        let cases = FRAGMENTS.into_iter().zip(Epilogue::ALL).map(|(fragments, epilogue)| {
+        let under = fragments_under(device.caps());
+        let cases = Epilogue::ALL.into_iter().zip(under.into_iter().cycle()).map(|(epilogue, fragments)| {
             let shape = Shape { epilogue, ..Shape::new(194, 70, 37) }.packed();
             (Spec { epilogue, fragments, halves: false }, shape.job(record))
         });

@@ -62,7 +62,7 @@ impl Matrices {
             x_offset: x.offset,
         };
         self.pack.record(recording, params, x.view.clone(), &self.packed);
-        let fragments = gemm_coop::fragments(weights.rows as u32, tokens);
+        let fragments = gemm_coop::fragments(weights.rows as u32, tokens, caps);
         let class = gemm_coop::FRAGMENTS.iter().position(|f| *f == fragments).expect("it is one of them");
         let spec = gemm_coop::Spec { epilogue, fragments, halves };
         let made = match halves {

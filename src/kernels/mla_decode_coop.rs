@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::mla_decode::{self, Args, MlaDecode, Params, Spec};
 use super::mla_decode_cases::{cases, outcome};
 use super::{Case, Choice, Field, Kernel, Set, Variant, self_test};
-use crate::gpu::{Caps, Device, Recording, Shader, ShaderBuilder, Source};
+use crate::gpu::{Caps, Device, MatrixUnits, Recording, Shader, ShaderBuilder, Source};
 use crate::num::record::RecordFormat;
 use crate::{Result, reference, wgsl};
 
@@ -16,6 +16,8 @@ use crate::{Result, reference, wgsl};
 pub struct Tuning {
     /// Blocks of 16 (token, head) rows that share a read of a record: 1 or 4.
     pub blocks: u32,
+    /// For these matrix units, in 32 KiB and with one block; else for [`MatrixUnits::TUNED`].
+    pub any: Option<MatrixUnits>,
 }
 
 impl Tuning {
@@ -31,12 +33,27 @@ impl Tuning {
 
     /// Bytes of the shader's workgroup variables.
     fn bytes(&self, spec: &Spec) -> u32 {
+        if let Some(units) = self.any {
+            let subgroups = units.subgroups(8);
+            let pitch = spec.width().next_multiple_of(subgroups * units.size) + 8;
+            return 2 * 16 * (pitch + 16 + 8) + 4 * (subgroups * 16 * 16 + 16 + 4);
+        }
         let pitch = 8 * (16 * steps(spec) + 2);
         let score_pitch = if self.blocks == 1 { 160 } else { 64 };
         let weight_pitch = 2 * (self.tile() + 8);
         let held = if self.blocks == 4 && steps(spec) == 9 { 8192 } else { 16 };
         self.tile() * pitch + self.rows() * (4 * score_pitch + weight_pitch + 4) + held + 16
     }
+}
+
+/// The ways under `caps`; none where its matrix units or workgroup memory do not suit. The last one is for any units.
+fn tunings(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
+    let Ok(units) = caps.matrix_units() else { return Vec::new() };
+    let tuned = [("rows16", 1), ("rows64", 4)].map(|(name, blocks)| (name, Tuning { blocks, any: None }));
+    let tuned = tuned.into_iter().filter(|_| units == MatrixUnits::TUNED);
+    let all = tuned.chain([("any", Tuning { blocks: 1, any: Some(units) })]);
+    let fitting = all.filter(|(_, tuning)| tuning.bytes(spec) <= caps.workgroup_bytes);
+    fitting.map(|(name, tuning)| Variant { name, tuning }).collect()
 }
 
 /// Fragments of a row's 16 columns in a quarter of a record.
@@ -75,7 +92,7 @@ impl Kernel for MlaDecodeCoop {
 
     fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
         let Spec { latent, format, .. } = *spec;
-        let why = if let Some(why) = caps.matrices_refusal() {
+        let why = if let Err(why) = caps.matrix_units() {
             why.to_string()
         } else if format == RecordFormat::F32 {
             "records are F32, which f16 does not hold".to_string()
@@ -83,7 +100,7 @@ impl Kernel for MlaDecodeCoop {
             format!("fp8 records of {latent}+{}, not of {MOST_LATENT} and a multiple of 4", spec.rope)
         } else if !latent.is_multiple_of(16) || latent > MOST_LATENT || spec.width() > MOST_WIDTH {
             format!("a latent of {latent} in {} values, over {MOST_LATENT} in {MOST_WIDTH}", spec.width())
-        } else if (Tuning { blocks: 1 }).bytes(spec) > caps.workgroup_bytes {
+        } else if tunings(spec, caps).is_empty() {
             format!("{} bytes of workgroup memory", caps.workgroup_bytes)
         } else {
             return None;
@@ -95,48 +112,57 @@ impl Kernel for MlaDecodeCoop {
         if Self::refusal(spec, caps).is_some() {
             return Vec::new();
         }
-        let all = [("rows16", Tuning { blocks: 1 }), ("rows64", Tuning { blocks: 4 })];
-        let fitting = all.into_iter().filter(|(_, tuning)| tuning.bytes(spec) <= caps.workgroup_bytes);
-        fitting.map(|(name, tuning)| Variant { name, tuning }).collect()
+        tunings(spec, caps)
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
         let mut variants = Self::variants(spec, caps);
-        variants.sort_by_key(|variant| variant.tuning.rows() != block_rows(spec.rows));
+        let takes = |tuning: &Tuning| tuning.any.is_none() && tuning.rows() == block_rows(spec.rows);
+        variants.sort_by_key(|variant| !takes(&variant.tuning));
         let best = variants.into_iter().next();
         let variant = best.unwrap_or_else(|| panic!("mla_decode_coop: {:?}", Self::refusal(spec, caps)));
         let rows = variant.tuning.rows();
         let which = if rows == 16 { "few" } else { "many" };
-        Choice { why: format!("{which} rows, in blocks of {rows} on matrix units"), variant }
+        let size = variant.tuning.any.unwrap_or(MatrixUnits::TUNED).size;
+        let why = match variant.tuning.any {
+            Some(_) => format!("blocks of {rows} rows on matrix units of {size}"),
+            None => format!("{which} rows, in blocks of {rows} on matrix units of {size}"),
+        };
+        Choice { why, variant }
     }
 
     fn new(spec: &Spec, tuning: &Tuning) -> MlaDecodeCoop {
-        let (cell, record) = match spec.format {
-            RecordFormat::F16 => ("vec4<f16>", vec![wgsl!("lib/record_f16")]),
-            RecordFormat::Fp8 => ("vec4<u32>", vec![wgsl!("lib/halves"), wgsl!("lib/record_fp8")]),
-            RecordFormat::F32 => panic!("mla_decode_coop: records of f32 are refused"),
+        let (halves, codes) = (wgsl!("lib/halves"), wgsl!("lib/e4m3_halves"));
+        let (cell, record) = match (spec.format, tuning.any) {
+            (RecordFormat::F16, None) => ("vec4<f16>", vec![wgsl!("lib/record_f16")]),
+            (RecordFormat::Fp8, None) => ("vec4<u32>", vec![halves, codes, wgsl!("lib/record_fp8")]),
+            (RecordFormat::F16, Some(_)) => ("vec4<u32>", vec![halves, wgsl!("lib/staged_f16")]),
+            (RecordFormat::Fp8, Some(_)) => ("vec4<u32>", vec![halves, codes, wgsl!("lib/staged_fp8")]),
+            (RecordFormat::F32, _) => panic!("mla_decode_coop: records of f32 are refused"),
         };
-        let shader = Shader::of(Self::SOURCE)
+        let source = if tuning.any.is_some() { wgsl!("mla_decode_coop_any") } else { Self::SOURCE };
+        let shader = Shader::of(source)
             .u32("R", spec.latent)
             .u32("P", spec.rope)
             .u32("W", spec.width())
-            .u32("STEPS", steps(spec))
-            .u32("COLUMNS", spec.latent.div_ceil(128))
-            .u32("BLOCKS", tuning.blocks)
-            .u32("TILE", tuning.tile())
             .alias("Cell", cell)
             .module(wgsl!("lib/batch"))
             .module(wgsl!("lib/rows_paged"))
             .module(wgsl!("lib/score_plain"));
-        let shader = record
-            .into_iter()
-            .fold(shader, ShaderBuilder::module)
-            .f16()
-            .subgroups()
-            .cooperative_matrix()
-            .rolled()
-            .build();
-        MlaDecodeCoop { spec: spec.clone(), tuning: tuning.clone(), shader }
+        let shader = record.into_iter().fold(shader, ShaderBuilder::module);
+        let shader = match tuning.any {
+            Some(units) => shader.fragments(units).u32("SUBGROUPS", units.subgroups(8)),
+            None => shader
+                .u32("STEPS", steps(spec))
+                .u32("COLUMNS", spec.latent.div_ceil(128))
+                .u32("BLOCKS", tuning.blocks)
+                .u32("TILE", tuning.tile())
+                .f16()
+                .subgroups()
+                .cooperative_matrix()
+                .rolled(),
+        };
+        MlaDecodeCoop { spec: spec.clone(), tuning: tuning.clone(), shader: shader.build() }
     }
 
     fn shader(&self) -> &Arc<Shader> {
@@ -248,11 +274,30 @@ mod tests {
         refused(spec(16), Caps::portable(), "no matrix units");
         refused(spec(16), Caps { cooperative: vec![Caps::matrices().cooperative[0].clone()], ..Caps::matrices() }, "f16 to f32");
         refused(spec(16), Caps { subgroups: Some((32, 64)), ..Caps::matrices() }, "subgroups");
-        refused(spec(16), Caps { workgroup_bytes: 32 << 10, ..Caps::matrices() }, "workgroup memory");
+        refused(spec(16), Caps { workgroup_bytes: 16 << 10, ..Caps::matrices() }, "workgroup memory");
         refused(Spec { format: RecordFormat::F32, ..spec(16) }, Caps::matrices(), "F32");
         refused(Spec { latent: 256, format: RecordFormat::Fp8, ..spec(16) }, Caps::matrices(), "fp8 records of 256+64");
         refused(Spec { latent: 1024, ..spec(16) }, Caps::matrices(), "latent of 1024");
         refused(Spec { rope: 128, ..spec(16) }, Caps::matrices(), "640 values");
+    }
+
+    #[test]
+    fn other_matrix_units_and_less_memory_run_what_suits_any() {
+        let variants = |caps: &Caps| {
+            let choice = MlaDecodeCoop::tuning(&spec(128), caps);
+            let names: Vec<_> = MlaDecodeCoop::variants(&spec(128), caps).iter().map(|variant| variant.name).collect();
+            (names, choice.variant.name, choice.variant.tuning.rows())
+        };
+        assert_eq!(variants(&Caps::matrices()), (vec!["rows16", "rows64", "any"], "rows64", 64));
+        let small = Caps { workgroup_bytes: 32 << 10, ..Caps::matrices() };
+        assert_eq!(variants(&small), (vec!["any"], "any", 16));
+        for (size, width) in [(8, 32), (8, 8), (16, 64), (16, 16)] {
+            assert_eq!(variants(&Caps::with(MatrixUnits { size, width })), (vec!["any"], "any", 16), "{size}, {width}");
+        }
+        // A GPU of Apple's, whose width a device finds when it is opened.
+        let apple = Caps { subgroups: Some((4, 64)), ..Caps::with(MatrixUnits { size: 8, width: 32 }) };
+        assert!(MlaDecodeCoop::refusal(&spec(128), &apple).is_some_and(|why| why.contains("several widths")));
+        assert_eq!(variants(&Caps { matrix_width: Some(32), ..apple }).1, "any");
     }
 
     #[test]

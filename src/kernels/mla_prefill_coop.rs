@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::mla_prefill::{self, Args, Method, MlaPrefill, Params, Spec};
 use super::mla_prefill_cases::{cases, self_test_of};
 use super::{Case, Choice, Field, Kernel, Set, Variant, self_test};
-use crate::gpu::{Caps, Device, Recording, Shader, Source};
+use crate::gpu::{Caps, Device, MatrixUnits, Recording, Shader, Source};
 use crate::{Result, reference, wgsl};
 
 /// How it runs.
@@ -14,25 +14,43 @@ use crate::{Result, reference, wgsl};
 pub struct Tuning {
     /// Keys of a tile: 16 or 32.
     pub keys: u32,
+    /// For these matrix units, in 32 KiB and with 16 keys; else for [`MatrixUnits::TUNED`].
+    pub any: Option<MatrixUnits>,
 }
 
 impl Tuning {
+    /// New tokens that a workgroup takes.
+    fn rows(&self) -> u32 {
+        self.any.map_or(128, |units| units.subgroups(8) * units.size)
+    }
+
     /// Bytes of the shader's workgroup variables.
     fn bytes(&self, spec: &Spec) -> u32 {
         let (row, weight) = (spec.nope + spec.value + spec.rope + 8, self.keys + 8);
-        2 * (self.keys * row + ROWS * weight) + ROWS * 80
+        let scratch = if self.any.is_some() { 4 * 16 + 8 } else { 80 };
+        let moved = if self.any.is_some() { 16 } else { 0 };
+        2 * (self.keys * row + self.rows() * weight) + self.rows() * scratch + moved
     }
 
     /// Whether what the shader's lanes move of a tile has names there, and its variables fit `limit` bytes.
     fn fits(&self, spec: &Spec, limit: u32) -> bool {
         let (expanded, turned) = (self.keys * (spec.nope + spec.value) / 8, self.keys * spec.rope / 4);
-        expanded <= 4 * WORKGROUP && turned <= 2 * WORKGROUP && self.bytes(spec) <= limit
+        let named = self.any.is_some() || expanded <= 4 * WORKGROUP && turned <= 2 * WORKGROUP;
+        named && self.bytes(spec) <= limit
     }
 }
 
-/// New tokens that a workgroup takes.
-const ROWS: u32 = 128;
-/// Its invocations.
+/// The ways under `caps`, the fastest first; none where its matrix units or workgroup memory do not suit.
+fn tunings(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
+    let Ok(units) = caps.matrix_units() else { return Vec::new() };
+    let tuned = [("keys32", 32), ("keys16", 16)].map(|(name, keys)| (name, Tuning { keys, any: None }));
+    let tuned = tuned.into_iter().filter(|_| units == MatrixUnits::TUNED);
+    let all = tuned.chain([("any", Tuning { keys: 16, any: Some(units) })]);
+    let fitting = all.filter(|(_, tuning)| tuning.fits(spec, caps.workgroup_bytes));
+    fitting.map(|(name, tuning)| Variant { name, tuning }).collect()
+}
+
+/// Invocations of a workgroup.
 const WORKGROUP: u32 = 256;
 /// The largest normalised mean square error of the self-test, which asks whether a driver computes at all what it is
 /// told to.
@@ -43,6 +61,7 @@ const MOST_WIDTH: u32 = 256;
 /// The kernel `mla_prefill_coop`.
 pub struct MlaPrefillCoop {
     spec: Spec,
+    rows: u32,
     shader: Arc<Shader>,
 }
 
@@ -56,11 +75,11 @@ impl Kernel for MlaPrefillCoop {
     fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
         let Spec { nope, rope, value, .. } = *spec;
         let sixteens = [nope, rope, value].iter().all(|width| width.is_multiple_of(16));
-        let why = if let Some(why) = caps.matrices_refusal() {
+        let why = if let Err(why) = caps.matrix_units() {
             why.to_string()
         } else if !sixteens || nope + rope == 0 || value == 0 || nope + rope > MOST_WIDTH || value > MOST_WIDTH {
             format!("keys of {nope} + {rope} and values of {value}, not multiples of 16 up to {MOST_WIDTH}")
-        } else if !(Tuning { keys: 16 }).fits(spec, caps.workgroup_bytes) {
+        } else if tunings(spec, caps).is_empty() {
             format!("{} bytes of workgroup memory", caps.workgroup_bytes)
         } else {
             return None;
@@ -72,35 +91,39 @@ impl Kernel for MlaPrefillCoop {
         if Self::refusal(spec, caps).is_some() {
             return Vec::new();
         }
-        let all = [("keys16", Tuning { keys: 16 }), ("keys32", Tuning { keys: 32 })];
-        let fitting = all.into_iter().filter(|(_, tuning)| tuning.fits(spec, caps.workgroup_bytes));
-        fitting.map(|(name, tuning)| Variant { name, tuning }).collect()
+        tunings(spec, caps)
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
-        let variant = Self::variants(spec, caps).pop();
+        let variant = Self::variants(spec, caps).into_iter().next();
         let variant = variant.unwrap_or_else(|| panic!("mla_prefill_coop: {:?}", Self::refusal(spec, caps)));
-        let why = format!("{ROWS} rows over tiles of {} keys on matrix units", variant.tuning.keys);
+        let Tuning { keys, any } = &variant.tuning;
+        let size = any.unwrap_or(MatrixUnits::TUNED).size;
+        let why = format!("{} rows over tiles of {keys} keys on matrix units of {size}", variant.tuning.rows());
         Choice { variant, why }
     }
 
     fn new(spec: &Spec, tuning: &Tuning) -> MlaPrefillCoop {
         let Spec { nope, rope, value, accumulate } = *spec;
-        let shader = Shader::of(Self::SOURCE)
+        let source = if tuning.any.is_some() { wgsl!("mla_prefill_coop_any") } else { Self::SOURCE };
+        let shader = Shader::of(source)
             .u32("N", nope)
             .u32("P", rope)
             .u32("V", value)
-            .u32("KEYS", tuning.keys)
             .bool("ACCUMULATE", accumulate)
             .module(wgsl!("lib/batch"))
-            .module(wgsl!("lib/halves"))
-            .module(wgsl!("lib/expanded_f16"))
-            .f16()
-            .subgroups()
-            .cooperative_matrix()
-            .rolled()
-            .build();
-        MlaPrefillCoop { spec: spec.clone(), shader }
+            .module(wgsl!("lib/halves"));
+        let shader = match tuning.any {
+            Some(units) => shader.fragments(units).u32("SUBGROUPS", units.subgroups(8)),
+            None => shader
+                .u32("KEYS", tuning.keys)
+                .module(wgsl!("lib/expanded_f16"))
+                .f16()
+                .subgroups()
+                .cooperative_matrix()
+                .rolled(),
+        };
+        MlaPrefillCoop { spec: spec.clone(), rows: tuning.rows(), shader: shader.build() }
     }
 
     fn shader(&self) -> &Arc<Shader> {
@@ -118,7 +141,7 @@ impl MlaPrefillCoop {
     /// # Panics
     /// As there.
     pub fn record(&self, recording: &mut Recording, args: Args) {
-        let method = Method { rows: ROWS, halves: true, attend: reference::mla_prefill_coop::attend };
+        let method = Method { rows: self.rows, halves: true, attend: reference::mla_prefill_coop::attend };
         mla_prefill::record(&self.shader, &self.spec, method, recording, args);
     }
 }
@@ -199,8 +222,11 @@ mod tests {
 
     #[test]
     fn a_tile_has_as_many_keys_as_fit() {
-        let keys = |spec: &Spec| MlaPrefillCoop::tuning(spec, &Caps::matrices()).variant.tuning.keys;
-        assert_eq!(keys(&LITE), 32);
-        assert_eq!(keys(&Spec { nope: 192, rope: 64, value: 256, accumulate: false }), 16);
+        let wide = Spec { nope: 192, rope: 64, value: 256, accumulate: false };
+        let tuning = |spec: &Spec, caps: &Caps| MlaPrefillCoop::tuning(spec, caps).variant.tuning;
+        assert_eq!(tuning(&LITE, &Caps::matrices()), Tuning { keys: 32, any: None });
+        assert_eq!(tuning(&wide, &Caps::matrices()), Tuning { keys: 16, any: None });
+        let units = MatrixUnits { size: 8, width: 32 };
+        assert_eq!(tuning(&wide, &Caps::with(units)), Tuning { keys: 16, any: Some(units) });
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::gemm_coop::{self, FRAGMENTS, TILE_ROWS, tile_tokens};
+use super::gemm_coop::{self, FRAGMENTS, TILE_ROWS, Tuning, tile_tokens};
 use super::linear::Activations;
 use super::moe::{Experts, Step};
 use super::moe_case::{Given, Shape};
@@ -23,10 +23,6 @@ pub struct Spec {
     pub fragments: u32,
 }
 
-/// How it runs: one way.
-#[derive(Clone, Debug)]
-pub struct Tuning;
-
 /// The kernel `moe_gemm_coop`.
 pub struct MoeGemmCoop {
     spec: Spec,
@@ -40,27 +36,21 @@ impl Kernel for MoeGemmCoop {
     type Spec = Spec;
     type Tuning = Tuning;
 
-    fn refusal(_: &Spec, caps: &Caps) -> Option<String> {
-        gemm_coop::refusal(caps)
+    fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
+        gemm_coop::refuses(spec.fragments, caps)
     }
 
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
-        match Self::refusal(spec, caps) {
-            Some(_) => Vec::new(),
-            None => vec![Variant { name: "matrices", tuning: Tuning }],
-        }
+        gemm_coop::tunings(spec.fragments, caps)
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
-        let variant = Self::variants(spec, caps).pop();
-        let variant = variant.unwrap_or_else(|| panic!("moe_gemm_coop: {:?}", Self::refusal(spec, caps)));
-        let why = format!("tiles of {TILE_ROWS} rows x {} pairs on matrix units", tile_tokens(spec.fragments));
-        Choice { variant, why }
+        gemm_coop::choice(Self::variants(spec, caps), spec.fragments, "pairs")
     }
 
-    fn new(spec: &Spec, _: &Tuning) -> MoeGemmCoop {
+    fn new(spec: &Spec, tuning: &Tuning) -> MoeGemmCoop {
         assert!(FRAGMENTS.contains(&spec.fragments), "moe_gemm_coop: fragments of {FRAGMENTS:?}: {spec:?}");
-        let products = gemm_coop::products(Self::SOURCE, spec.fragments).module(wgsl!("lib/put_f32"));
+        let products = gemm_coop::products(Self::SOURCE, spec.fragments, tuning).module(wgsl!("lib/put_f32"));
         let shader = spec.step.epilogue().add_to(products).build();
         MoeGemmCoop { spec: *spec, shader }
     }
@@ -98,7 +88,8 @@ impl MoeGemmCoop {
     /// # Errors
     /// [`crate::Error::DeviceLost`].
     pub fn works(device: &Device) -> Result<bool> {
-        let cases = FRAGMENTS.into_iter().zip([Step::Up, Step::Down, Step::Up]).map(|(fragments, step)| {
+        let under = gemm_coop::fragments_under(device.caps());
+        let cases = under.into_iter().zip([Step::Up, Step::Down, Step::Up]).map(|(fragments, step)| {
             let shape = Shape { step, ..Shape::new(134, 70, 40, 2, 3) };
             (Spec { step, fragments }, shape.packed().tiled(tile_tokens(fragments)).job(record))
         });

@@ -9,7 +9,7 @@
 use std::fmt;
 
 use super::Kernel;
-use super::gemm_coop::{FRAGMENTS, tile_tokens};
+use super::gemm_coop::{fragments_under, tile_tokens};
 use super::linear::{Activations, Norm};
 use super::matrices;
 use super::moe::{Experts, Step};
@@ -173,7 +173,7 @@ struct Tiled {
 struct Matrices {
     pack: PackRows,
     /// By the fragments of a tile.
-    tiled: [(MoeSort, [MoeGemmCoop; 2]); 3],
+    tiled: Vec<(MoeSort, [MoeGemmCoop; 2])>,
 }
 
 /// From so many pairs for each expert on, matrix units: a tile reads an expert's matrices once.
@@ -213,8 +213,10 @@ impl MoeLayer {
             (MoeSort::chosen(&sort, caps), gemm.map(|spec| MoeGemmCoop::chosen(&spec, caps)))
         };
         let f16 = [spec.gate_up, spec.down] == [WeightFormat::F16; 2];
-        let matrices = (matrices && f16)
-            .then(|| Matrices { pack: PackRows::chosen(&pack_rows::Spec, caps), tiled: FRAGMENTS.map(on_matrices) });
+        let matrices = (matrices && f16).then(|| Matrices {
+            pack: PackRows::chosen(&pack_rows::Spec, caps),
+            tiled: fragments_under(caps).into_iter().map(on_matrices).collect(),
+        });
         let accumulate = spec.accumulate || shared > 0;
         MoeLayer {
             spec: *spec,
@@ -319,7 +321,8 @@ impl MoeLayer {
         let (order, tiles) = (scratch.order.clone(), scratch.tiles.clone());
         let outputs = Activations::rows(scratch.outputs.clone(), hidden);
         if let Some(Matrices { pack, tiled }) = matrices {
-            let (sort, [up, down]) = &tiled[MATRICES_WIDE.iter().filter(|from| each >= **from).count()];
+            let wide = MATRICES_WIDE.iter().filter(|from| each >= **from).count();
+            let (sort, [up, down]) = &tiled[wide.min(tiled.len() - 1)];
             let packed = Packed { values: scratch.packed.clone(), scales: scratch.scales.clone() };
             let put = |recording: &mut Recording, rows: u32, length: u32, x: &Activations| {
                 let blocks = length.div_ceil(BLOCK as u32);
