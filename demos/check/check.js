@@ -74,10 +74,11 @@ async function run() {
     });
     report.failures = results.filter((one) => !one.passed);
     show();
-    const longest = report.results.reduce((a, b) => ((b.seconds ?? 0) > (a.seconds ?? 0) ? b : a), {});
-    $('status').textContent = `The slowest case took ${report.slowest_case_s.toFixed(1)} s.${longest.seconds
-      ? ` The longest submission took ${longest.seconds.toFixed(2)} s: ${longest.kernel} ${longest.variant}, ${longest.case}.` : ''}`;
-    document.body.dataset.longest = longest.seconds ?? '';
+    const longest = report.results.filter((one) => one.seconds).sort((a, b) => b.seconds - a.seconds).slice(0, 5)
+      .map((one) => [one.seconds, `${one.kernel} ${one.variant}, ${one.case}`]);
+    $('status').textContent = `The slowest case took ${report.slowest_case_s.toFixed(1)} s.${longest.length
+      ? ` The longest submission took ${longest[0][0].toFixed(2)} s: ${longest[0][1]}.` : ''}`;
+    document.body.dataset.longest = JSON.stringify(longest);
   } catch (error) {
     $('status').textContent = error.code === 'abort' ? 'Stopped.' : `${error.message} (${error.code})`;
   } finally {

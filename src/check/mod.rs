@@ -165,7 +165,7 @@ async fn run(
 /// When there is none: no adapter is a failure of the machine's set-up, not a pass.
 pub fn adapters(options: &Options) -> Vec<Device> {
     use crate::gpu::{Selector, list};
-    let options = Options { tuned: false, ..options.clone() };
+    let options = Options { tuned: false, matrix_units: true, ..options.clone() };
     let open = |selector: &Selector| pollster::block_on(Device::open(selector, &options)).expect("the adapter opens");
     let named = std::env::var("LAMINA_ADAPTER").unwrap_or_default();
     if !named.is_empty() {

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 /// The dearest case that runs on a CPU driver unless all are asked for, floating-point operations. In browsers, which
 /// check every access and end a device whose dispatch takes long, a case takes at most about two seconds so.
-pub const SOFTWARE_FLOPS: f64 = if cfg!(target_arch = "wasm32") { 8e6 } else { 0.5e9 };
+pub const SOFTWARE_FLOPS: f64 = if cfg!(target_arch = "wasm32") { 5e6 } else { 0.5e9 };
 /// The most twins that run at once: each holds its case's inputs.
 const MOST_TWINS: usize = 8;
 

@@ -41,7 +41,7 @@ impl Args {
     /// Runs the cases and prints the report; 1 when one failed.
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let kernels = named("--kernel", &self.kernels)?;
-        let device = pollster::block_on(Device::open(selector, &Options::default()))?;
+        let device = pollster::block_on(Device::open(selector, &Options { matrix_units: true, ..Options::default() }))?;
         let (cases, dear) = report::select(&kernels, device.caps(), self.full);
         let (label, total, terminal) = (device.caps().label(), cases.len(), std::io::stderr().is_terminal());
         let mut stderr = std::io::stderr();

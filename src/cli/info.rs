@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{drivers, print, table};
 use crate::Result;
-use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector, tuned};
+use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector};
 use crate::kernels::linear::Linear;
 use crate::kernels::mla_decode_coop::MlaDecodeCoop;
 use crate::kernels::{ALL, Kernel, gemm_coop, mla_decode, mla_decode_fused, moe_layer, pieces};
@@ -63,13 +63,17 @@ impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let adapters = pollster::block_on(gpu::list());
         let index = selector.choose(&adapters)?;
-        let tuned = |caps: &Caps| Caps { tuned: tuned::load(caps), ..caps.clone() };
-        let caps = index.map_or_else(Caps::cpu, |i| tuned(&adapters[i]));
+        let options = Options::default();
+        let device = match index {
+            Some(_) => pollster::block_on(Device::open(selector, &options))?,
+            None => Device::cpu(&options),
+        };
+        let caps = device.caps().clone();
         let kernel = |entry: &crate::kernels::Entry| {
             let choices = (entry.choices)(&caps).into_iter().map(|(spec, variant, why)| Choice { spec, variant, why });
             Entry { kernel: entry.name, choices: choices.collect() }
         };
-        let (decoder, matrices) = decoder(selector, &caps)?;
+        let (decoder, matrices) = decoder(&device)?;
         let info = Info {
             version: env!("CARGO_PKG_VERSION"),
             kernels: ALL.iter().map(kernel).collect(),
@@ -105,15 +109,14 @@ fn products(caps: &Caps) -> String {
 
 /// Which kernel decodes and whether on matrix units, after the self-test of the one on them where the adapter has
 /// some. Each model is tested again as it is loaded.
-fn decoder(selector: &Selector, caps: &Caps) -> Result<(String, bool)> {
+fn decoder(device: &Device) -> Result<(String, bool)> {
     let spec = |rows, format| mla_decode::Spec { latent: 512, rope: 64, format, rows };
-    if let Some(why) = MlaDecodeCoop::refusal(&spec(16, RecordFormat::F16), caps) {
+    if let Some(why) = MlaDecodeCoop::refusal(&spec(16, RecordFormat::F16), device.caps()) {
         return Ok((format!("on invocations: {why}"), false));
     }
-    let device = pollster::block_on(Device::open(selector, &Options::default()))?;
     let (mut formats, mut faults) = (Vec::new(), String::new());
     for (format, name) in [(RecordFormat::F16, "f16"), (RecordFormat::Fp8, "fp8")] {
-        let tried = [16, 128].map(|rows| MlaDecodeCoop::tried(&spec(rows, format), &device));
+        let tried = [16, 128].map(|rows| MlaDecodeCoop::tried(&spec(rows, format), device));
         let mut passed = true;
         for outcome in tried {
             if let Err(fault) = outcome? {

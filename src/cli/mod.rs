@@ -32,10 +32,11 @@ Examples:
   LAMINA_ADAPTER=cpu lamina check       the twins themselves, with no GPU
 
 Environment:
-  LAMINA_ADAPTER   as --adapter
-  WGPU_BACKEND     look for adapters on these only: vulkan, metal, dx12, gl, by commas
-  LAMINA_CACHE     the folder for compiled pipelines and what bench tune found
-  RUST_LOG         what is logged to stderr, such as debug or lamina=trace [default: warn]
+  LAMINA_ADAPTER       as --adapter
+  LAMINA_MATRIX_UNITS  on or off: kernels on matrix units [default: on, but off on software drivers]
+  LAMINA_CACHE         the folder for compiled pipelines and what bench tune found
+  WGPU_BACKEND         look for adapters on these only: vulkan, metal, dx12, gl, by commas
+  RUST_LOG             what is logged to stderr, such as debug or lamina=trace [default: warn]
 
 Exit codes: 0 done; 1 a check or the driver failed; 2 the command line cannot be meant.";
 

@@ -197,6 +197,7 @@ fn caps_of(adapter: &wgpu::Adapter) -> Caps {
             Vec::new()
         },
         matrix_width: None,
+        matrix_kernels: true,
         timestamps: has(wgpu::Features::TIMESTAMP_QUERY),
         pipeline_cache: has(wgpu::Features::PIPELINE_CACHE),
         tuned: Vec::new(),

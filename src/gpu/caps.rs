@@ -83,6 +83,8 @@ pub struct Caps {
     pub cooperative: Vec<CooperativeShape>,
     /// Subgroup width of kernels on matrix units: measured when a device is opened whose adapter has several widths.
     pub matrix_width: Option<u32>,
+    /// Kernels run on the matrix units, as [`super::Options::matrix_units`] says.
+    pub matrix_kernels: bool,
     /// Timestamps around a pass.
     pub timestamps: bool,
     /// Compiled pipelines can be kept on disk.
@@ -109,6 +111,7 @@ impl Caps {
             subgroups: None,
             cooperative: Vec::new(),
             matrix_width: None,
+            matrix_kernels: true,
             timestamps: false,
             pipeline_cache: false,
             tuned: Vec::new(),
@@ -135,8 +138,13 @@ impl Caps {
     /// As [`Caps::everything`], with those matrix units and 32 KiB of workgroup memory.
     pub fn with(units: MatrixUnits) -> Caps {
         let MatrixUnits { size, width } = units;
-        let shape =
-            |result: &str| CooperativeShape { m: size, n: size, k: size, operands: "F16".into(), result: result.into() };
+        let shape = |result: &str| CooperativeShape {
+            m: size,
+            n: size,
+            k: size,
+            operands: "F16".into(),
+            result: result.into(),
+        };
         Caps {
             name: format!("matrix units of {size}x{size}x{size}, subgroups of {width}"),
             subgroups: Some((width, width)),
@@ -178,6 +186,9 @@ impl Caps {
     /// The reason.
     pub fn matrix_units(&self) -> Result<MatrixUnits, &'static str> {
         let size = self.matrix_size().ok_or("no matrix units of 16x16x16 or 8x8x8, f16 to f32")?;
+        if !self.matrix_kernels {
+            return Err("matrix units are switched off (LAMINA_MATRIX_UNITS), or slower, as a software driver's are");
+        }
         let only = self.subgroups.filter(|(least, most)| least == most).map(|(width, _)| width);
         let width = only.or(self.matrix_width).ok_or("subgroups of several widths")?;
         if !self.f16 || self.invocations < 256 {

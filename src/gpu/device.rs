@@ -11,7 +11,7 @@ use super::host;
 use super::recording::Recording;
 use super::tuned;
 use super::width;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A GPU, or the `cpu` device: where memory is allocated and recordings run. Clones share it.
 #[derive(Clone)]
@@ -43,12 +43,26 @@ enum Kind {
     Cpu(Caps),
 }
 
+/// What `LAMINA_MATRIX_UNITS` says.
+fn switch() -> Result<Option<bool>> {
+    match std::env::var("LAMINA_MATRIX_UNITS").unwrap_or_default().as_str() {
+        "" => Ok(None),
+        "on" => Ok(Some(true)),
+        "off" => Ok(Some(false)),
+        other => Err(Error::Usage {
+            what: "LAMINA_MATRIX_UNITS".into(),
+            expected: "on or off".into(),
+            found: format!("'{other}'"),
+        }),
+    }
+}
+
 impl Device {
     /// Opens the adapter that `selector` means.
     ///
     /// # Errors
-    /// [`crate::Error::Usage`] when no adapter or several answer, [`crate::Error::Driver`] when
-    /// the driver refuses.
+    /// [`crate::Error::Usage`] when no adapter or several answer, or for a `LAMINA_MATRIX_UNITS` that says nothing;
+    /// [`crate::Error::Driver`] when the driver refuses.
     pub async fn open(selector: &Selector, options: &Options) -> Result<Device> {
         if *selector == Selector::Cpu {
             return Ok(Device::cpu(options));
@@ -61,6 +75,7 @@ impl Device {
                 if options.tuned {
                     caps.tuned = tuned::load(&caps);
                 }
+                caps.matrix_kernels = options.matrix_units || switch()?.unwrap_or(!caps.is_software());
                 let mut device = Device(Arc::new(Kind::Gpu(Box::new(Gpu::open(adapter, caps, options).await?))));
                 let width = width::measured(&device).await?;
                 if let Some(Kind::Gpu(gpu)) = Arc::get_mut(&mut device.0) {

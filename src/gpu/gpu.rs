@@ -27,11 +27,20 @@ pub struct Options {
     /// Kernels take the variants that `lamina bench tune` found the fastest on this adapter. Off in tests, which do
     /// not depend on what a user keeps.
     pub tuned: bool,
+    /// Kernels run on matrix units wherever there are some that suit them; else as `LAMINA_MATRIX_UNITS` says (`on`,
+    /// `off`), else on GPUs: a software driver multiplies faster without. Checks and tests run them.
+    pub matrix_units: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { binding_bytes: None, checked: cfg!(debug_assertions), zeroed: false, tuned: true }
+        Options {
+            binding_bytes: None,
+            checked: cfg!(debug_assertions),
+            zeroed: false,
+            tuned: true,
+            matrix_units: false,
+        }
     }
 }
 

@@ -31,7 +31,9 @@ fn told(device: &Device, found: Result<Vec<[u32; 2]>>) -> Result<Option<u32>> {
         Err(error @ Error::DeviceLost { .. }) => Err(error),
         Ok(Err(found)) => {
             let some = &found[..found.len().min(4)];
-            log::warn!("{label}: a product on matrix units is wrong, or its subgroups differ (width, how many: {some:?}...); kernels go without");
+            log::warn!(
+                "{label}: a product on matrix units is wrong, or its subgroups differ (width, how many: {some:?}...); kernels go without"
+            );
             Ok(None)
         }
         Err(error) => {

@@ -137,8 +137,10 @@ struct Opening {
 
 /// Seconds that a case may take, of those that a software driver is spared.
 const DEAR: f64 = 2.0;
-/// What takes longer on the device is run again: a driver may compile when a kernel first runs, as part of its time.
+/// What takes longer on the device is run again, at most so often, and its shortest run counts: a driver may compile
+/// when a kernel first runs, as part of its time, and share its cores with others.
 const AGAIN: f64 = 1.0;
+const TURNS: usize = 3;
 
 /// A kernel's path on a device.
 #[derive(Serialize)]
@@ -227,8 +229,16 @@ impl WebDevice {
     async fn outcomes(&self, case: &Prepared) -> Result<Vec<Outcome>> {
         let mut outcomes = report::run_case(&self.0, case).await?;
         let slow = |outcome: &&mut Outcome| outcome.passed && outcome.seconds.is_some_and(|seconds| seconds > AGAIN);
-        for outcome in outcomes.iter_mut().filter(slow) {
-            *outcome = case.run_awaited(&self.0, &outcome.variant).await?;
+        for outcome in outcomes.iter_mut() {
+            for _ in 0..TURNS {
+                if !slow(&outcome) {
+                    break;
+                }
+                let again = case.run_awaited(&self.0, &outcome.variant).await?;
+                if !again.passed || again.seconds < outcome.seconds {
+                    *outcome = again;
+                }
+            }
         }
         Ok(outcomes)
     }

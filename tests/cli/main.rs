@@ -11,7 +11,8 @@ use serde_json::Value;
 fn lamina(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lamina"));
     command.args(args);
-    for name in ["LAMINA_ADAPTER", "WGPU_BACKEND", "RUST_LOG", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
+    let settings = ["LAMINA_ADAPTER", "LAMINA_MATRIX_UNITS", "WGPU_BACKEND", "RUST_LOG"];
+    for name in settings.into_iter().chain(["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]) {
         command.env_remove(name);
     }
     command.env("LAMINA_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
@@ -74,6 +75,8 @@ fn info_as_json_has_the_documented_keys() {
             "driver",
             "f16",
             "invocations",
+            "matrix_kernels",
+            "matrix_width",
             "name",
             "pipeline_cache",
             "storage_buffers",
@@ -135,6 +138,15 @@ fn the_adapter_is_taken_from_the_environment_and_the_flag_goes_first() {
     assert_eq!(report(lamina(&args).env("LAMINA_ADAPTER", "cpu")), "cpu");
     assert_ne!(report(lamina(&args).args(["--adapter", "0"]).env("LAMINA_ADAPTER", "cpu")), "cpu");
     assert_ne!(report(lamina(&args).env("LAMINA_ADAPTER", "")), "cpu");
+}
+
+#[test]
+fn a_setting_of_matrix_units_that_says_nothing_exits_with_2() {
+    let output =
+        lamina(&["info", "--adapter", "0"]).env("LAMINA_MATRIX_UNITS", "perhaps").output().expect("lamina starts");
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(text.contains("LAMINA_MATRIX_UNITS: expected on or off, found 'perhaps'"), "{text}");
 }
 
 #[test]

@@ -112,7 +112,8 @@ impl Progress {
 }
 
 /// Shaders as release builds have them, in a debug build too.
-const UNCHECKED: Options = Options { checked: false, binding_bytes: None, zeroed: false, tuned: true };
+const UNCHECKED: Options =
+    Options { checked: false, binding_bytes: None, zeroed: false, tuned: true, matrix_units: false };
 
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
