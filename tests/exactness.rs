@@ -66,6 +66,7 @@ fn run(device: &Device, variant: &Variant<Tuning>, contexts: &[Context], borders
         chunk_pages: table.len() as u32,
         heads: HEADS as u32,
         rows: variant.tuning.rows,
+        little: None,
         workgroups: 264,
         partials: u32::MAX,
         borders,

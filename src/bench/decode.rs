@@ -201,7 +201,7 @@ impl Bench<'_> {
     async fn run(&self, pages: &mut Option<Pages>, need: u32) -> Result<Outcome> {
         let (shape, device, (r, p)) = (self.shape, self.device, WIDTHS);
         let spec = Spec { latent: r, rope: p, format: self.format, rows: shape.heads * shape.tokens };
-        let (decoder, variant) = match decoder(device, &spec, self.work.way)? {
+        let (decoder, mut variant) = match decoder(device, &spec, self.work.way)? {
             Ok(found) => found,
             Err(why) => return Ok(Outcome::Skipped(why)),
         };
@@ -213,6 +213,9 @@ impl Bench<'_> {
         pages.release();
         let count = sets(shape, self.format, self.work, device.caps());
         let sets: Vec<Set> = (0..count).map(|seed| self.set(pages, &decoder, seed)).collect::<Result<_>>()?;
+        if decoder.on_matrices() {
+            variant = format!("{variant} rows{}", sets[0].plan.rows);
+        }
         let io = Io::new(device, shape, &sets)?;
         let combine = self.combine();
         let recording = |i: usize| self.record(&decoder, &combine, pages, &io, i, &sets[i]);
@@ -287,6 +290,7 @@ impl Bench<'_> {
             chunk_pages: pages.chunk_pages,
             heads: *heads,
             rows: decoder.rows(),
+            little: decoder.little(),
             workgroups: if decoder.on_matrices() { mla_decode_coop::WORKGROUPS } else { usual },
             partials: u32::MAX,
             borders: Borders::Balanced,

@@ -108,14 +108,14 @@ impl<'a> Layers<'a> {
         let expanded = heads * (nope + head);
         let most_keys = pieces::most_keys(4 * u64::from(expanded), caps.bound_bytes());
         let keys = most_keys.min(batch * context);
-        let (attention, block, workgroups, wide) = match kind {
+        let (attention, block, little, workgroups, wide) = match kind {
             Kind::Grouped(groups) => {
                 let decode = GqaDecode::chosen(&gqa_decode::Spec { width: head, rows: heads / groups }, caps);
                 let block = decode.rows();
                 let append = GqaAppend::chosen(&gqa_append::Spec { width: head }, caps);
                 let combine = MlaCombine::chosen(&combine(head, (8, 8), Output::Latent, batch), caps);
                 let workgroups = gqa_decode::WORKGROUPS_FACTOR * plan::workgroups(caps);
-                (Attention::Grouped { groups, append, decode, combine }, block, workgroups, head)
+                (Attention::Grouped { groups, append, decode, combine }, block, None, workgroups, head)
             }
             Kind::Latent => {
                 let (format, layout) = (RecordFormat::F16, RopeLayout::Interleaved);
@@ -127,7 +127,7 @@ impl<'a> Layers<'a> {
                     mla_absorb::Spec { nope, rope, value: head, latent, format: weights, layout, tokens: batch };
                 let attend =
                     |accumulate| MlaPrefill::chosen(&mla_prefill::Spec { nope, rope, value: head, accumulate }, caps);
-                let block = decoder.rows();
+                let (block, little) = (decoder.rows(), decoder.little());
                 let kernels = LatentKernels {
                     append: MlaAppend::chosen(&mla_append::Spec { latent, rope, page: PAGE, format, layout }, caps),
                     absorb: MlaAbsorb::chosen(&absorb, caps),
@@ -143,7 +143,7 @@ impl<'a> Layers<'a> {
                     k_pe: of(keys, rope, "gathered rope keys")?,
                     expanded: of(keys, expanded, "expanded keys and values")?,
                 };
-                (Attention::Latent(Box::new(kernels)), block, workgroups, latent)
+                (Attention::Latent(Box::new(kernels)), block, little, workgroups, latent)
             }
         };
         let target = Target {
@@ -151,6 +151,7 @@ impl<'a> Layers<'a> {
             chunk_pages: pages.chunk_pages,
             heads,
             rows: block,
+            little,
             workgroups,
             partials: u32::MAX,
             borders: Borders::Balanced,

@@ -38,13 +38,13 @@ pub(super) fn decoder(
         Way::Subgroup => return Ok(plain("subgroup")),
         Way::Auto => Decoder::new(spec, PAGE, device)?,
         Way::Coop => match MlaDecodeCoop::tried(spec, device)? {
-            Ok(kernel) => Decoder::Matrices(kernel),
+            Ok(usual) => Decoder::Matrices { usual, little: None },
             Err(why) => return Ok(Err(format!("mla_decode_coop: {why}"))),
         },
     };
     let name = match &decoder {
         Decoder::Plain(_) => format!("mla_decode {}", MlaDecode::choice(spec, device.caps()).variant.name),
-        Decoder::Matrices(kernel) => format!("mla_decode_coop rows{}", kernel.tuned().rows()),
+        Decoder::Matrices { .. } => "mla_decode_coop".to_string(),
     };
     Ok(Ok((decoder, name)))
 }

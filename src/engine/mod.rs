@@ -5,11 +5,13 @@ mod cache;
 mod fact;
 mod generate;
 mod inspect;
+mod options;
 mod pages;
 mod step;
 
 pub use bisect::{run_until, stages};
 pub use cache::{Cache, CacheShape, LatentPages, State};
 pub use generate::Request;
+pub use options::Options;
 pub use pages::{PageCopy, Pages, SequenceId};
-pub use step::{Engine, Options};
+pub use step::Engine;

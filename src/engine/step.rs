@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::cache::{Cache, CacheShape};
 use super::fact::Fact;
+use super::options::Options;
 use super::pages::SequenceId;
 use super::run_until;
 use crate::error::{Error, Result};
@@ -15,51 +16,8 @@ use crate::kernels::plan::{self, Borders, Dispatch, MOST_ROWS, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
 use crate::model::Model;
-use crate::model::forward::{Decode, Forward, Limits, Prefill, Step};
+use crate::model::forward::{Forward, Limits, Step};
 use crate::model::plan::{LOGITS_BYTES, halved, step_tokens};
-use crate::num::record::RecordFormat;
-
-/// What an engine is allocated for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Tokens of the longest context, prompt and answer together.
-    pub context: u32,
-    /// Sequences at a time.
-    pub sequences: u32,
-    /// New tokens of a step, where not as many as suit the device: longer prompts go in several.
-    pub step_tokens: Option<u32>,
-    /// Tokens of a cache page: 16, 32, 64 or 128.
-    pub page: u32,
-    /// How the cache stores records.
-    pub format: RecordFormat,
-    /// How attention over the cache runs.
-    pub decode: Decode,
-    /// How attention of prompts runs.
-    pub prefill: Prefill,
-    /// Tokens whose keys and values are expanded at a time, where it is fewer than memory is set aside for.
-    pub piece: Option<u32>,
-    /// The same bits for a sequence alone and in any batch.
-    pub deterministic: bool,
-    /// The stages of a step that run on the CPU twins, up to this one, to find a fault.
-    pub reference_until: Option<String>,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            context: 4096,
-            sequences: 1,
-            step_tokens: None,
-            page: 64,
-            format: RecordFormat::F16,
-            decode: Decode::Auto,
-            prefill: Prefill::Auto,
-            piece: None,
-            deterministic: false,
-            reference_until: None,
-        }
-    }
-}
 
 /// Where a step's ids come from.
 #[derive(Clone, Copy, PartialEq)]
@@ -78,6 +36,8 @@ pub(super) struct Shape {
     sampled_ids: bool,
     samples: Option<usize>,
     dispatches: Vec<Dispatch>,
+    /// Of a block of attention.
+    block_rows: u32,
     pieces: Vec<Piece>,
     sequences: usize,
 }
@@ -159,6 +119,7 @@ impl Engine {
             chunk_pages: cache.chunk_pages(),
             heads,
             rows: MOST_ROWS,
+            little: None,
             workgroups: plan::workgroups(device.caps()),
             partials: 0,
             borders: if options.deterministic { Borders::Own } else { Borders::Balanced },
@@ -188,6 +149,8 @@ impl Engine {
         };
         let forward = Forward::new(device, &model, &limits)?;
         target.rows = forward.decoder().rows();
+        // The same bits in any batch come from the same kernel in any.
+        target.little = forward.decoder().little().filter(|_| !options.deterministic);
         if forward.decoder().on_matrices() {
             target.workgroups = mla_decode_coop::WORKGROUPS;
         }
@@ -441,6 +404,7 @@ impl Engine {
             sampled_ids: ids == Ids::Sampled,
             samples: sample.then_some(self.turn),
             dispatches: plan.dispatches.clone(),
+            block_rows: plan.rows,
             pieces: pieces.pieces,
             sequences: work.len(),
         };

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 
 use super::caps::Caps;
 use super::compose::{Access, Declared, Dialect, Shader};
-use super::gpu::{Options, Scopes};
+use super::gpu::Scopes;
 use super::kept;
+use super::options::Options;
 use crate::error::{Error, Result};
 
 /// Largest cache that is read from disk, bytes.

@@ -101,6 +101,7 @@ impl Shape {
             chunk_pages,
             heads: self.heads,
             rows,
+            little: None,
             workgroups: self.workgroups,
             partials: u32::MAX,
             borders: Borders::Balanced,

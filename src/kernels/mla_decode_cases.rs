@@ -238,6 +238,7 @@ impl Shape {
             chunk_pages,
             heads: self.heads,
             rows: K::block_rows(&self.spec()),
+            little: None,
             workgroups: self.workgroups,
             partials: u32::MAX,
             borders: Borders::Balanced,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::mla_decode::{self, Args, MlaDecode, Params, Spec};
 use super::mla_decode_cases::{cases, outcome};
+use super::plan::Little;
 use super::{Case, Choice, Field, Kernel, Set, Variant, self_test};
 use crate::gpu::{Caps, Device, MatrixUnits, Recording, Shader, ShaderBuilder, Source};
 use crate::num::record::RecordFormat;
@@ -69,6 +70,10 @@ pub const WORKGROUPS: u32 = 128;
 /// What a split costs a workgroup of 1 and of 4 blocks, measured with a batch of 128 on an H100: 32 rows take 349 us
 /// in blocks of 16 and 376 in one of 64, 64 rows 656 and 387.
 const COSTS: [(u32, u32); 2] = [(1, 3), (4, 7)];
+
+/// Where blocks of 16 rows take less time than one of 64, which [`COSTS`] prefers: one sequence of 64 rows takes an H100
+/// 15.9 us in blocks of 16 and 24.6 in one of 64 with 128 tokens, 19.7 and 27.2 with 4,096, 55 and 53 with 32,768.
+const LITTLE: Little = Little { rows: 16, most: 1 << 19 };
 
 /// The rows of a workgroup for which all workgroups together cost least.
 pub(super) fn block_rows(rows: u32) -> u32 {
@@ -209,7 +214,12 @@ pub enum Decoder {
     /// On invocations.
     Plain(MlaDecode),
     /// On matrix units.
-    Matrices(MlaDecodeCoop),
+    Matrices {
+        /// For most steps.
+        usual: MlaDecodeCoop,
+        /// For steps of little work, where another variant takes less time for them.
+        little: Option<MlaDecodeCoop>,
+    },
 }
 
 impl Decoder {
@@ -221,34 +231,61 @@ impl Decoder {
     pub fn new(spec: &Spec, page: u32, device: &Device) -> Result<Decoder> {
         let refused = MlaDecodeCoop::refusal(spec, device.caps()).is_some() || !page.is_multiple_of(16);
         if !refused {
-            match MlaDecodeCoop::tried(spec, device)? {
-                Ok(kernel) => return Ok(Decoder::Matrices(kernel)),
-                Err(fault) => {
-                    log::warn!("{}: mla_decode_coop failed its self-test, {fault}; mla_decode runs", device.caps().label());
-                }
+            if let Some(usual) = Self::tried(spec, device, "mla_decode runs")? {
+                let little = match usual.tuning.rows() > LITTLE.rows {
+                    true => Self::tried(&Spec { rows: LITTLE.rows, ..spec.clone() }, device, "larger blocks run")?,
+                    false => None,
+                };
+                // What was measured on this adapter may be another.
+                let little = little.filter(|kernel| kernel.tuning.rows() == LITTLE.rows);
+                return Ok(Decoder::Matrices { usual, little });
             }
         }
         Ok(Decoder::Plain(MlaDecode::chosen(spec, device.caps())))
     }
 
-    /// (Token, head) rows that a workgroup folds.
+    /// The kernel on matrix units, unless it fails, which is a warning that names what runs.
+    fn tried(spec: &Spec, device: &Device, instead: &str) -> Result<Option<MlaDecodeCoop>> {
+        let tried = MlaDecodeCoop::tried(spec, device)?;
+        if let Err(fault) = &tried {
+            log::warn!("{}: mla_decode_coop failed its self-test, {fault}; {instead}", device.caps().label());
+        }
+        Ok(tried.ok())
+    }
+
+    /// (Token, head) rows that a workgroup folds in most steps.
     pub fn rows(&self) -> u32 {
         match self {
             Decoder::Plain(kernel) => kernel.tuned().rows,
-            Decoder::Matrices(kernel) => kernel.tuned().rows(),
+            Decoder::Matrices { usual, .. } => usual.tuned().rows(),
+        }
+    }
+
+    /// And in steps of little work, where they are others.
+    pub fn little(&self) -> Option<Little> {
+        match self {
+            Decoder::Matrices { little: Some(_), .. } => Some(LITTLE),
+            _ => None,
         }
     }
 
     /// True on matrix units.
     pub fn on_matrices(&self) -> bool {
-        matches!(self, Decoder::Matrices(_))
+        matches!(self, Decoder::Matrices { .. })
     }
 
-    /// Folds a step's splits.
+    /// Folds a step's splits, in blocks of the plan's rows.
+    ///
+    /// # Panics
+    /// When the plan is for other rows than [`Decoder::rows`] and [`Decoder::little`].
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         match self {
             Decoder::Plain(kernel) => kernel.record(recording, args),
-            Decoder::Matrices(kernel) => kernel.record(recording, args),
+            Decoder::Matrices { usual, little } => {
+                let fits = |kernel: &&MlaDecodeCoop| kernel.tuned().rows() == args.plan.rows;
+                let kernel = [Some(usual), little.as_ref()].into_iter().flatten().find(fits);
+                kernel.expect("the plan is for one of the kernels").record(recording, args);
+            }
         }
     }
 }
@@ -256,6 +293,8 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Sequence;
+    use crate::kernels::plan::{Borders, Target, plan};
 
     fn spec(rows: u32) -> Spec {
         Spec { latent: 512, rope: 64, format: RecordFormat::F16, rows }
@@ -279,6 +318,31 @@ mod tests {
         refused(Spec { latent: 256, format: RecordFormat::Fp8, ..spec(16) }, Caps::matrices(), "fp8 records of 256+64");
         refused(Spec { latent: 1024, ..spec(16) }, Caps::matrices(), "latent of 1024");
         refused(Spec { rope: 128, ..spec(16) }, Caps::matrices(), "640 values");
+    }
+
+    #[test]
+    fn steps_of_little_work_run_in_blocks_of_16_and_others_in_the_usual_ones() {
+        let device = Device::cpu_as(Caps::matrices());
+        let of = |heads: u32| Decoder::new(&spec(heads), 64, &device).unwrap();
+        assert_eq!((of(16).rows(), of(16).little()), (16, None));
+        let decoder = of(64);
+        assert_eq!((decoder.rows(), decoder.little()), (64, Some(LITTLE)));
+        let rows = |context: u32| {
+            let target = Target {
+                page: 64,
+                chunk_pages: 4096,
+                heads: 64,
+                rows: decoder.rows(),
+                little: decoder.little(),
+                workgroups: WORKGROUPS,
+                partials: 1 << 20,
+                borders: Borders::Balanced,
+            };
+            let mut batch = [Sequence { position: context - 1, tokens: 1, ..Sequence::default() }];
+            let table: Vec<u32> = (0..context.div_ceil(64)).collect();
+            plan(&mut batch, &table, &target).unwrap().rows
+        };
+        assert_eq!([1, 4096, 8192, 8193, 131_072].map(rows), [16, 16, 16, 64, 64]);
     }
 
     #[test]

@@ -129,6 +129,7 @@ impl Shape {
             chunk_pages,
             heads: self.heads,
             rows: 4,
+            little: None,
             workgroups: self.workgroups.max(1),
             partials: u32::MAX,
             borders: Borders::Balanced,

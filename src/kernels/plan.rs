@@ -31,6 +31,15 @@ pub enum Borders {
     Own,
 }
 
+/// Blocks for steps of little work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Little {
+    /// Rows that a workgroup folds.
+    pub rows: u32,
+    /// The most work: pairs of a (query token, head) row and a token of its context.
+    pub most: u64,
+}
+
 /// What a plan is made for.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -42,6 +51,8 @@ pub struct Target {
     pub heads: u32,
     /// (Query token, head) rows that a workgroup folds.
     pub rows: u32,
+    /// In steps of little work, other blocks.
+    pub little: Option<Little>,
     /// Workgroups that fill the device once.
     pub workgroups: u32,
     /// The most rows of `partials`, in tokens.
@@ -70,6 +81,8 @@ pub struct Plan {
     pub dispatches: Vec<Dispatch>,
     /// Rows of `partials` that are written, in tokens.
     pub partials: u32,
+    /// Rows that a workgroup is to fold.
+    pub rows: u32,
 }
 
 impl Plan {
@@ -127,6 +140,13 @@ impl Target {
 
     fn pages(&self, sequence: &Sequence) -> u32 {
         (sequence.position + sequence.tokens).div_ceil(self.page)
+    }
+
+    /// Rows of a block for a step.
+    fn rows_for(&self, batch: &[Sequence]) -> u32 {
+        let pairs = |s: &Sequence| u64::from(s.tokens * self.heads) * u64::from(s.position + s.tokens);
+        let work: u64 = batch.iter().map(pairs).sum();
+        self.little.filter(|little| work <= little.most).map_or(self.rows, |little| little.rows)
     }
 
     /// The pages of the largest split.
@@ -195,6 +215,7 @@ impl Cut {
 /// [`Error::Fragmented`] when a sequence lies in more runs of pages than `mla_combine` merges, and
 /// [`Error::Capacity`] when the splits do not fit the partials.
 pub fn plan(batch: &mut [Sequence], table: &[u32], target: &Target) -> Result<Plan> {
+    let target = &Target { rows: target.rows_for(batch), ..target.clone() };
     let step = target.step(batch);
     let mut cuts = Vec::new();
     for (sequence, s) in batch.iter_mut().enumerate() {
@@ -231,7 +252,7 @@ pub fn plan(batch: &mut [Sequence], table: &[u32], target: &Target) -> Result<Pl
 
 /// Numbers the splits' partials and puts those of one chunk together.
 fn lay_out(batch: &mut [Sequence], cuts: &[Cut], target: &Target) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { rows: target.rows, ..Plan::default() };
     let mut splits: Vec<(u32, Split)> = Vec::new();
     for cut in cuts {
         let sequence = &mut batch[cut.sequence];
@@ -263,7 +284,7 @@ mod tests {
 
     fn target(page: u32, chunk_pages: u32, borders: Borders) -> Target {
         let (heads, rows, workgroups) = (16, 16, 264);
-        Target { page, chunk_pages, heads, rows, workgroups, partials: 1 << 24, borders }
+        Target { page, chunk_pages, heads, rows, little: None, workgroups, partials: 1 << 24, borders }
     }
 
     /// A batch of (position, tokens) whose pages are as `page_of` says.
@@ -370,7 +391,8 @@ mod tests {
         assert_eq!(batch.iter().map(|s| s.splits).collect::<Vec<_>>(), [1, 0, 1]);
         assert!(plan.is_single());
         assert_eq!(plan.partials, 9);
-        assert_eq!(super::plan(&mut [], &[], &target).unwrap(), Plan::default());
+        let none = Plan { rows: target.rows, ..Plan::default() };
+        assert_eq!(super::plan(&mut [], &[], &target).unwrap(), none);
     }
 
     #[test]

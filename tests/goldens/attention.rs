@@ -114,6 +114,7 @@ impl Inputs<'_> {
             chunk_pages: pages as u32,
             heads: heads as u32,
             rows,
+            little: None,
             workgroups: 8,
             partials: u32::MAX,
             borders: Borders::Balanced,
