@@ -67,6 +67,12 @@ fn all() -> Vec<Parsed> {
     parsed
 }
 
+/// The shaders that measure ceilings.
+fn ceilings() -> Vec<Parsed> {
+    let shaders = lamina::bench::ceilings::SHADERS.into_iter().map(|make| make());
+    shaders.map(|shader| parse(&Caps::everything(), shader.kernel, "ceiling", &shader)).collect()
+}
+
 impl Parsed {
     fn kind(&self) -> lamina::gpu::Extensions {
         self.shader.extensions
@@ -92,11 +98,9 @@ impl Parsed {
 
 #[test]
 fn the_shaders_that_measure_ceilings_parse_and_validate_and_name_their_bindings() {
-    for make in lamina::bench::ceilings::SHADERS {
-        let shader = make();
-        let parsed = parse(&Caps::everything(), shader.kernel, "ceiling", &shader);
+    for parsed in ceilings() {
         let storage = parsed.module.global_variables.iter().filter(|(_, v)| v.binding.is_some()).count();
-        assert_eq!(storage, shader.bindings().len(), "{}", shader.kernel);
+        assert_eq!(storage, parsed.shader.bindings().len(), "{}", parsed.kernel);
     }
 }
 
@@ -114,7 +118,7 @@ fn every_variant_parses_and_validates_and_has_one_entry_point_main() {
 
 #[test]
 fn every_variant_translates_to_spir_v_and_msl() {
-    for p in all() {
+    for p in all().into_iter().chain(ceilings()) {
         let lang_version = if p.is_portable() { (1, 0) } else { (1, 3) };
         let options = back::spv::Options { lang_version, ..back::spv::Options::default() };
         let words = back::spv::write_vec(&p.module, &p.info, &options, None);

@@ -2,7 +2,7 @@
 // columns, TURNS times, and writes the sum of the results.
 // Grid: any number of workgroups.
 // lib: none.
-// Constants: WORKGROUP, TURNS, U rows and columns of a fragment; Rows, Tokens and Sums, fragments.
+// Constants: WORKGROUP, TURNS, U rows and columns of a fragment, WIDTH of a subgroup; Rows, Tokens and Sums, fragments.
 
 struct Params {
   subgroups: u32, // of a workgroup
@@ -14,8 +14,26 @@ struct Params {
 
 const AREA = U * U;
 
+var<workgroup> scratch: array<f32, WORKGROUP / WIDTH * AREA>;
+
+var<private> sums: array<f32, (AREA + WIDTH - 1u) / WIDTH>; // a lane's share of the fragments' sum
+
+// Adds a fragment through memory: Metal has no sum of two.
+fn take(fragment: Sums, here: u32, lane: u32) {
+  coopStoreT(fragment, &scratch[here], U);
+  subgroupBarrier();
+  for (var i = lane; i < AREA; i += WIDTH) {
+    sums[i / WIDTH] += scratch[here + i];
+  }
+  subgroupBarrier(); // the memory is free
+}
+
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup: u32) {
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(subgroup_id) subgroup: u32,
+  @builtin(subgroup_invocation_id) lane: u32,
+) {
   let a0 = coopLoadT<Rows>(&x[0u], U);
   let a1 = coopLoadT<Rows>(&x[AREA], U);
   let a2 = coopLoadT<Rows>(&x[2u * AREA], U);
@@ -33,6 +51,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_id) subgroup:
     s[6] = coopMultiplyAdd(a2, b1, s[6]);
     s[7] = coopMultiplyAdd(a3, b1, s[7]);
   }
-  let sum = s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
-  coopStoreT(sum, &y[(group.x * params.subgroups + subgroup) * AREA], U);
+  let here = subgroup * AREA;
+  take(s[0], here, lane);
+  take(s[1], here, lane);
+  take(s[2], here, lane);
+  take(s[3], here, lane);
+  take(s[4], here, lane);
+  take(s[5], here, lane);
+  take(s[6], here, lane);
+  take(s[7], here, lane);
+  for (var i = lane; i < AREA; i += WIDTH) {
+    y[(group.x * params.subgroups + subgroup) * AREA + i] = sums[i / WIDTH];
+  }
 }

@@ -12,13 +12,15 @@ use crate::gpu::{Buffer, Device, Grid, MatrixUnits, Recording, Shader, Source, V
 use crate::{Error, Result, wgsl};
 
 /// The shaders that measure them.
-pub const SHADERS: [fn() -> Arc<Shader>; 6] = [
+pub const SHADERS: [fn() -> Arc<Shader>; 8] = [
     || shader(wgsl!("ceilings/fill")),
     || shader(wgsl!("ceilings/read")),
     || shader(wgsl!("ceilings/copy")),
     || multiply("f32"),
     || multiply("f16"),
     || matrices(MatrixUnits::TUNED),
+    || matrices(MatrixUnits { size: 8, width: 32 }),
+    || crate::gpu::width(MatrixUnits { size: 8, width: 32 }),
 ];
 
 /// Ceilings of a device.
@@ -34,7 +36,7 @@ pub struct Ceilings {
     pub f32_tflops: f64,
     /// f16 multiply-adds, TFLOP/s; `null` where shaders have no f16.
     pub f16_tflops: Option<f64>,
-    /// Multiply-adds on matrix units of 16x16x16, f16 to f32, TFLOP/s; `null` where there are none.
+    /// Multiply-adds on matrix units, f16 to f32, TFLOP/s; `null` where kernels run on none.
     pub matrix_tflops: Option<f64>,
     /// One of many dispatches in a pass that wait for each other, microseconds.
     pub dispatch_us: f64,
@@ -248,15 +250,25 @@ async fn multiplies(device: &Device, clock: &Clock, scalar: &'static str) -> Res
 /// Fragments that a subgroup multiplies in turn: 4 of 16 rows with 2 of 16 columns.
 const FRAGMENTS: u32 = 8;
 
-/// `None` without matrix units, and, with a warning, where they compute something else.
+/// `None` without matrix units, and, with a warning, where they compute something else or the driver refuses.
 async fn matrix_multiplies(device: &Device, clock: &Clock) -> Result<Option<f64>> {
+    let Ok(units) = device.caps().matrix_units() else { return Ok(None) };
+    match products(device, clock, units).await {
+        Err(error) if !matches!(error, Error::DeviceLost { .. }) => {
+            log::warn!("{}: the ceiling of matrix units is unknown: {error}", device.caps().label());
+            Ok(None)
+        }
+        outcome => outcome.map(Some),
+    }
+}
+
+async fn products(device: &Device, clock: &Clock, units: MatrixUnits) -> Result<f64> {
     let caps = device.caps();
-    let Ok(units) = caps.matrix_units() else { return Ok(None) };
     let area = units.size * units.size;
     // As many products whatever the units; a software driver takes about as long for few of them.
     let subgroups = WORKGROUP / units.width;
     let products = if caps.is_software() { 64 } else { 4096 * 8 * 16 * 16 * 16 };
-    let groups = (products / (subgroups * area * units.size)).max(1);
+    let groups = (products / (subgroups * area * units.size)).clamp(1, 65_535);
     let x = device.upload(&vec![half::f16::from_f32(0.25); 6 * area as usize], "factors")?;
     let y = device.alloc(4 * u64::from(groups * subgroups * area), "multiplied")?;
     let mut recording = Recording::new();
@@ -266,11 +278,10 @@ async fn matrix_multiplies(device: &Device, clock: &Clock) -> Result<Option<f64>
     // Each step adds `size` products of 1/16, to each of the fragments that are summed at last.
     let expected = (units.size * TURNS * FRAGMENTS) as f32;
     if let Some(value) = found.iter().find(|value| **value != expected) {
-        log::warn!("{}: matrix units gave {value}, not {expected}: their ceiling is unknown", caps.label());
-        return Ok(None);
+        return Err(wrong(device, "a chain of products on matrix units", expected.to_string(), value.to_string()));
     }
     let steps = f64::from(16 * TURNS * FRAGMENTS) * f64::from(area * units.size) * f64::from(groups * subgroups);
-    Ok(Some(2.0 * steps / seconds(device, clock, &recording).await? / 1e12))
+    Ok(2.0 * steps / seconds(device, clock, &recording).await? / 1e12)
 }
 
 async fn dispatches(device: &Device, clock: &Clock) -> Result<f64> {

@@ -214,7 +214,7 @@ impl Bench<'_> {
         let count = sets(shape, self.format, self.work, device.caps());
         let sets: Vec<Set> = (0..count).map(|seed| self.set(pages, &decoder, seed)).collect::<Result<_>>()?;
         if decoder.on_matrices() {
-            variant = format!("{variant} rows{}", sets[0].plan.rows);
+            variant = format!("{variant} {}", decoder.blocks(sets[0].plan.rows));
         }
         let io = Io::new(device, shape, &sets)?;
         let combine = self.combine();
@@ -284,14 +284,14 @@ impl Bench<'_> {
             first_row += tokens;
         }
         table.push(0xFFFF_FFF0);
-        let usual = plan::workgroups(self.device.caps());
+        let caps = self.device.caps();
         let target = Target {
             page: PAGE,
             chunk_pages: pages.chunk_pages,
             heads: *heads,
             rows: decoder.rows(),
             little: decoder.little(),
-            workgroups: if decoder.on_matrices() { mla_decode_coop::WORKGROUPS } else { usual },
+            workgroups: if decoder.on_matrices() { mla_decode_coop::workgroups(caps) } else { plan::workgroups(caps) },
             partials: u32::MAX,
             borders: Borders::Balanced,
         };

@@ -121,8 +121,10 @@ impl<'a> Layers<'a> {
                 let (format, layout) = (RecordFormat::F16, RopeLayout::Interleaved);
                 let weights = WeightFormat::F16;
                 let decoder = Decoder::new(&mla_decode::Spec { latent, rope, format, rows: heads }, PAGE, device)?;
-                let usual = plan::workgroups(caps);
-                let workgroups = if decoder.on_matrices() { mla_decode_coop::WORKGROUPS } else { usual };
+                let workgroups = match decoder.on_matrices() {
+                    true => mla_decode_coop::workgroups(caps),
+                    false => plan::workgroups(caps),
+                };
                 let absorb =
                     mla_absorb::Spec { nope, rope, value: head, latent, format: weights, layout, tokens: batch };
                 let attend =

@@ -3,12 +3,12 @@
 use serde::Serialize;
 
 use super::{drivers, print, table};
-use crate::Result;
 use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector};
 use crate::kernels::linear::Linear;
 use crate::kernels::mla_decode_coop::MlaDecodeCoop;
 use crate::kernels::{ALL, Kernel, gemm_coop, mla_decode, mla_decode_fused, moe_layer, pieces};
 use crate::num::record::RecordFormat;
+use crate::{Error, Result};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -61,19 +61,30 @@ struct Choice {
 impl Args {
     /// Prints what there is.
     pub fn run(&self, selector: &Selector) -> Result<u8> {
-        let adapters = pollster::block_on(gpu::list());
+        let mut adapters = pollster::block_on(gpu::list());
         let index = selector.choose(&adapters)?;
         let options = Options::default();
-        let device = match index {
-            Some(_) => pollster::block_on(Device::open(selector, &options))?,
-            None => Device::cpu(&options),
+        let opened = match index {
+            Some(_) => pollster::block_on(Device::open(selector, &options)),
+            None => Ok(Device::cpu(&options)),
         };
-        let caps = device.caps().clone();
+        let caps = match (&opened, index) {
+            (Ok(device), _) => device.caps().clone(),
+            // What the adapter says stands all the same.
+            (Err(Error::Driver { .. } | Error::DeviceLost { .. }), Some(i)) => adapters[i].clone(),
+            _ => return opened.map(|_| 0),
+        };
+        if let Some(i) = index {
+            adapters[i] = caps.clone(); // with what only an open device shows
+        }
         let kernel = |entry: &crate::kernels::Entry| {
             let choices = (entry.choices)(&caps).into_iter().map(|(spec, variant, why)| Choice { spec, variant, why });
             Entry { kernel: entry.name, choices: choices.collect() }
         };
-        let (decoder, matrices) = decoder(&device)?;
+        let (decoder, matrices) = match &opened {
+            Ok(device) => decoder(device)?,
+            Err(fault) => (format!("unknown: {fault}"), false),
+        };
         let info = Info {
             version: env!("CARGO_PKG_VERSION"),
             kernels: ALL.iter().map(kernel).collect(),

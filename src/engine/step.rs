@@ -152,7 +152,7 @@ impl Engine {
         // The same bits in any batch come from the same kernel in any.
         target.little = forward.decoder().little().filter(|_| !options.deterministic);
         if forward.decoder().on_matrices() {
-            target.workgroups = mla_decode_coop::WORKGROUPS;
+            target.workgroups = mla_decode_coop::workgroups(device.caps());
         }
         let alloc = |bytes: u64, label: &str| Ok(device.alloc(bytes, label)?.view());
         let of = |count: u32, size: usize, label: &str| alloc(u64::from(count) * size as u64, label);

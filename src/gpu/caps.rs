@@ -187,10 +187,14 @@ impl Caps {
     pub fn matrix_units(&self) -> Result<MatrixUnits, &'static str> {
         let size = self.matrix_size().ok_or("no matrix units of 16x16x16 or 8x8x8, f16 to f32")?;
         if !self.matrix_kernels {
-            return Err("matrix units are switched off (LAMINA_MATRIX_UNITS), or slower, as a software driver's are");
+            return Err(
+                "matrix units are switched off by LAMINA_MATRIX_UNITS, or slower than none, as a software driver's are",
+            );
         }
         let only = self.subgroups.filter(|(least, most)| least == most).map(|(width, _)| width);
-        let width = only.or(self.matrix_width).ok_or("subgroups of several widths")?;
+        let width = only
+            .or(self.matrix_width)
+            .ok_or("subgroups of several widths, none of them found for kernels on matrix units")?;
         if !self.f16 || self.invocations < 256 {
             Err("no f16, or fewer than 256 invocations")
         } else if !(size..=64).contains(&width) || !width.is_power_of_two() {

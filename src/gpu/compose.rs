@@ -88,7 +88,8 @@ impl Shader {
     /// Starts from a kernel file.
     pub fn of(source: Source) -> ShaderBuilder {
         ShaderBuilder(Shader {
-            kernel: source.name,
+            // A kernel's other shader, for any matrix units, is the same kernel.
+            kernel: source.name.strip_suffix("_any").unwrap_or(source.name),
             extensions: Extensions::default(),
             source,
             constants: Vec::new(),

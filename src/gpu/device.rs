@@ -76,7 +76,7 @@ impl Device {
                 if options.tuned {
                     caps.tuned = tuned::load(&caps);
                 }
-                caps.matrix_kernels = options.matrix_units || switch()?.unwrap_or(!caps.is_software());
+                caps.matrix_kernels = switch()?.unwrap_or(options.matrix_units || !caps.is_software());
                 let mut device = Device(Arc::new(Kind::Gpu(Box::new(Gpu::open(adapter, caps, options).await?))));
                 let width = width::measured(&device).await?;
                 if let Some(Kind::Gpu(gpu)) = Arc::get_mut(&mut device.0) {

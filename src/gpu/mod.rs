@@ -31,3 +31,4 @@ pub use device::{Device, Reading, Usage};
 pub use host::{Host, Snapshot};
 pub use options::Options;
 pub use recording::{Call, Grid, Recording, Twin, grid_1d};
+pub(crate) use width::shader as width;

@@ -13,8 +13,8 @@ pub struct Options {
     /// Kernels take the variants that `lamina bench tune` found the fastest on this adapter. Off in tests, which do
     /// not depend on what a user keeps.
     pub tuned: bool,
-    /// Kernels run on matrix units wherever there are some that suit them; else as `LAMINA_MATRIX_UNITS` says (`on`,
-    /// `off`), else on GPUs: a software driver multiplies faster without. Checks and tests run them.
+    /// Kernels run on matrix units of software drivers, too, which multiply faster without: checks and tests try them.
+    /// `LAMINA_MATRIX_UNITS` (`on`, `off`) goes before it.
     pub matrix_units: bool,
 }
 

@@ -1,6 +1,8 @@
 //! How wide subgroups are in kernels on matrix units, where an adapter has several widths: wgpu names their bounds, not
 //! what a kernel gets.
 
+use std::sync::Arc;
+
 use super::caps::MatrixUnits;
 use super::compose::Shader;
 use super::device::Device;
@@ -16,7 +18,9 @@ use crate::wgsl;
 pub(super) async fn measured(device: &Device) -> Result<Option<u32>> {
     let caps = device.caps();
     match (caps.matrix_size(), caps.subgroups) {
-        (Some(size), Some((least, most))) if least < most && caps.f16 && caps.invocations >= 256 => {
+        (Some(size), Some((least, most)))
+            if least < most && caps.matrix_kernels && caps.f16 && caps.invocations >= 256 =>
+        {
             told(device, found(device, MatrixUnits { size, width: most }).await)
         }
         _ => Ok(None),
@@ -49,8 +53,13 @@ fn width_of(found: &[[u32; 2]]) -> Option<u32> {
     (width * count == 256 && found.iter().all(|other| *other == [width, count])).then_some(width)
 }
 
+/// The kernel.
+pub fn shader(units: MatrixUnits) -> Arc<Shader> {
+    Shader::of(wgsl!("ceilings/width")).fragments(units).build()
+}
+
 async fn found(device: &Device, units: MatrixUnits) -> Result<Vec<[u32; 2]>> {
-    let shader = Shader::of(wgsl!("ceilings/width")).fragments(units).build();
+    let shader = shader(units);
     let widths = device.alloc(256 * 8, "widths")?;
     let mut recording = Recording::new();
     let bindings = vec![("widths", widths.view())];

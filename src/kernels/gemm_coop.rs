@@ -253,3 +253,20 @@ impl GemmCoop {
         method.record(recording, product);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_those_that_fit_the_matrix_units_and_the_memory() {
+        let under = |size, width| fragments_under(&Caps::with(MatrixUnits { size, width }));
+        assert_eq!(fragments_under(&Caps::matrices()), FRAGMENTS);
+        assert_eq!([under(8, 32), under(16, 64)], [[1, 2], [1, 2]]);
+        assert_eq!([under(8, 8), under(16, 32)], [[1], [1]]);
+        assert!(under(16, 16).is_empty() && fragments_under(&Caps::everything()).is_empty());
+        assert_eq!(fragments(4096, 4096, &Caps::matrices()), 4);
+        assert_eq!(fragments(4096, 4096, &Caps::with(MatrixUnits { size: 8, width: 32 })), 2);
+        assert_eq!(fragments(64, 32, &Caps::matrices()), 1);
+    }
+}

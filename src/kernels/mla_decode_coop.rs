@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::mla_decode::{self, Args, MlaDecode, Params, Spec};
 use super::mla_decode_cases::{cases, outcome};
-use super::plan::Little;
+use super::plan::{self, Little};
 use super::{Case, Choice, Field, Kernel, Set, Variant, self_test};
 use crate::gpu::{Caps, Device, MatrixUnits, Recording, Shader, ShaderBuilder, Source};
 use crate::num::record::RecordFormat;
@@ -67,6 +67,11 @@ const MOST_LATENT: u32 = 512;
 const MOST_WIDTH: u32 = 576;
 /// Workgroups that fill a large device once: each has the registers of a compute unit to itself.
 pub const WORKGROUPS: u32 = 128;
+
+/// Workgroups that fill a device once, as far as its kind tells.
+pub fn workgroups(caps: &Caps) -> u32 {
+    plan::workgroups(caps).min(WORKGROUPS)
+}
 /// What a split costs a workgroup of 1 and of 4 blocks, measured with a batch of 128 on an H100: 32 rows take 349 us
 /// in blocks of 16 and 376 in one of 64, 64 rows 656 and 387.
 const COSTS: [(u32, u32); 2] = [(1, 3), (4, 7)];
@@ -269,6 +274,14 @@ impl Decoder {
         }
     }
 
+    /// The variant that runs a plan for blocks of `rows` rows.
+    pub fn blocks(&self, rows: u32) -> String {
+        match self {
+            Decoder::Matrices { usual, .. } if usual.tuning.any.is_some() => "any".into(),
+            _ => format!("rows{rows}"),
+        }
+    }
+
     /// True on matrix units.
     pub fn on_matrices(&self) -> bool {
         matches!(self, Decoder::Matrices { .. })
@@ -293,6 +306,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::DeviceType;
     use crate::kernels::Sequence;
     use crate::kernels::plan::{Borders, Target, plan};
 
@@ -343,6 +357,8 @@ mod tests {
             plan(&mut batch, &table, &target).unwrap().rows
         };
         assert_eq!([1, 4096, 8192, 8193, 131_072].map(rows), [16, 16, 16, 64, 64]);
+        let filled = |device_type| workgroups(&Caps { device_type, ..Caps::matrices() });
+        assert_eq!([DeviceType::Discrete, DeviceType::Integrated].map(filled), [128, 48]);
     }
 
     #[test]

@@ -89,7 +89,10 @@ impl MoeGemmCoop {
     /// [`crate::Error::DeviceLost`].
     pub fn works(device: &Device) -> Result<bool> {
         let under = gemm_coop::fragments_under(device.caps());
-        let cases = under.into_iter().zip([Step::Up, Step::Down, Step::Up]).map(|(fragments, step)| {
+        // Each tile and each product, in turn.
+        let count = under.len().max(2);
+        let tiles = under.into_iter().cycle().zip([Step::Up, Step::Down].into_iter().cycle()).take(count);
+        let cases = tiles.map(|(fragments, step)| {
             let shape = Shape { step, ..Shape::new(134, 70, 40, 2, 3) };
             (Spec { step, fragments }, shape.packed().tiled(tile_tokens(fragments)).job(record))
         });

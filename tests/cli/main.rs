@@ -427,7 +427,11 @@ fn bench_kernel_refuses_what_cannot_be_meant() {
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{bad:?}");
     }
     let coop = bench_kernel(&["--variant", "coop", "--context", "64"]);
-    assert!(stderr(&coop).contains("no matrix units of 16x16x16"), "{}", stderr(&coop));
+    assert!(
+        stderr(&coop).contains("mla_decode_coop: no matrix units") || stderr(&coop).contains("software driver"),
+        "{}",
+        stderr(&coop)
+    );
 }
 
 /// `lamina bench attention-types` on lavapipe, with the smallest ceilings.

@@ -79,7 +79,13 @@ pub fn source(shader: &Shader) -> String {
                 let kind = if value.parse::<u32>().is_ok() { "unsigned" } else { "bool" };
                 head.push_str(&format!("constexpr {kind} {name} = {value};\n"));
             }
-            None if names(&part.to_uppercase()) => head.push_str(&format!("#define {}\n", part.to_uppercase())),
+            None => {
+                // Those for any matrix units compute the same.
+                let name = part.strip_suffix("_any").unwrap_or(part).to_uppercase();
+                if names(&name) {
+                    head.push_str(&format!("#define {name}\n"));
+                }
+            }
             _ => {}
         }
     }

@@ -1,6 +1,6 @@
 // Records of the latent cache (src/num/record.rs): W values, the latent (R), the rope key (P), zeros.
 
-#if defined(CACHE_FP8) || defined(APPEND_FP8) || defined(RECORD_FP8)
+#if defined(CACHE_FP8) || defined(APPEND_FP8) || defined(RECORD_FP8) || defined(STAGED_FP8)
 
 constexpr u32 SCALES = (R + 127u) / 128u; // one for 128 codes
 constexpr u32 RECORD = (R + 4u * SCALES + 2u * P + 15u) / 16u * 16u;
