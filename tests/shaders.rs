@@ -132,6 +132,52 @@ fn every_variant_translates_to_spir_v_and_msl() {
     }
 }
 
+/// The pointers that a block stores fragments to.
+fn stored(block: &naga::Block, found: &mut Vec<naga::Handle<naga::Expression>>) {
+    for statement in block.iter() {
+        match statement {
+            naga::Statement::CooperativeStore { data, .. } => found.push(data.pointer),
+            naga::Statement::Block(block) => stored(block, found),
+            naga::Statement::If { accept, reject, .. } => {
+                stored(accept, found);
+                stored(reject, found);
+            }
+            naga::Statement::Switch { cases, .. } => cases.iter().for_each(|case| stored(&case.body, found)),
+            naga::Statement::Loop { body, continuing, .. } => {
+                stored(body, found);
+                stored(continuing, found);
+            }
+            _ => (),
+        }
+    }
+}
+
+#[test]
+fn fragments_of_8x8_come_from_scalars_and_go_there_since_metal_takes_no_pointers_to_vectors() {
+    let small = |p: &Parsed| p.shader.key().contains("coop_mat8x8");
+    let (mut loads, mut stores) = (0, 0);
+    for p in all().into_iter().chain(ceilings()).filter(small) {
+        let entry = [(&p.module.entry_points[0].function, p.info.get_entry_point(0))];
+        let others = p.module.functions.iter().map(|(handle, function)| (function, &p.info[handle]));
+        for (function, info) in others.chain(entry) {
+            let loaded = function.expressions.iter().filter_map(|(_, expression)| match expression {
+                naga::Expression::CooperativeLoad { data, .. } => Some(data.pointer),
+                _ => None,
+            });
+            let mut pointers: Vec<_> = loaded.collect();
+            loads += pointers.len();
+            stored(&function.body, &mut pointers);
+            stores += pointers.len();
+            for pointer in pointers {
+                let kind = info[pointer].ty.inner_with(&p.module.types);
+                let base = kind.pointer_base_type().unwrap_or_else(|| panic!("{}: no pointer", p.what));
+                assert!(matches!(base.inner_with(&p.module.types), TypeInner::Scalar(_)), "{}: {kind:?}", p.what);
+            }
+        }
+    }
+    assert!(loads > 0 && stores > loads);
+}
+
 #[test]
 fn every_variant_without_matrix_units_translates_to_hlsl() {
     // DX12 has no cooperative matrices, and naga's HLSL writer panics on them.

@@ -311,7 +311,7 @@ fn cases(set: Set) -> Vec<Case<Sample>> {
         case(5, 28, Ties, &all),
         case(31, 28, Normal(2.0), &all),
         case(33, 300, Normal(1.0), &all),
-        case(8, 512, Flat, &[plain]),
+        case(8, 260, Flat, &[plain]),
         case(1000, 14, Ties, &all),
         case(257, 28, Broken, &all),
         case(4096, 14, Broken, &all),
