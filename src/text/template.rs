@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind};
@@ -215,61 +216,12 @@ fn now() -> u64 {
 
 /// A time in UTC, in the words of C's `strftime`.
 fn strftime(format: &str, seconds: u64) -> Jinja<String> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let (days, time) = (seconds / 86_400, seconds % 86_400);
-    // Days to a date: Hinnant, chrono-compatible low-level date algorithms, civil_from_days. Years start in March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = 400 * era + year_of_era + u64::from(month <= 2);
-    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[days as usize % 7]);
-    let mut out = String::new();
-    let mut letters = format.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '%' {
-            out.push(letter);
-            continue;
-        }
-        out.push_str(&match letters.next() {
-            Some('Y') => year.to_string(),
-            Some('y') => format!("{:02}", year % 100),
-            Some('m') => format!("{month:02}"),
-            Some('d') => format!("{day:02}"),
-            Some('-') if letters.as_str().starts_with('d') => {
-                letters.next();
-                day.to_string()
-            }
-            Some('e') => format!("{day:2}"),
-            Some('B') => month_name.to_string(),
-            Some('b') => month_name[..3].to_string(),
-            Some('A') => day_name.to_string(),
-            Some('a') => day_name[..3].to_string(),
-            Some('H') => format!("{:02}", time / 3600),
-            Some('M') => format!("{:02}", time / 60 % 60),
-            Some('S') => format!("{:02}", time % 60),
-            Some('%') => "%".to_string(),
-            other => return fail(format!("strftime_now: %{} is not known", other.unwrap_or(' '))),
-        });
+    let time = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    match time.map(|time| jiff::fmt::strtime::format(format, time)) {
+        Some(Ok(text)) => Ok(text),
+        Some(Err(error)) => fail(format!("strftime_now: '{format}': {error}")),
+        None => fail(format!("strftime_now: {seconds} seconds since 1970 are no date")),
     }
-    Ok(out)
 }
 
 /// `{% generation %}` marks the model's words for training; in a prompt it is an empty block.
@@ -407,7 +359,7 @@ mod tests {
         assert_eq!(strftime("%d %B %Y, %A", 0).unwrap(), "01 January 1970, Thursday");
         assert_eq!(strftime("%Y-%m-%d %H:%M:%S", 951_827_696).unwrap(), "2000-02-29 12:34:56");
         assert_eq!(strftime("%d %b %y %a %-d%%", 1_735_689_599).unwrap(), "31 Dec 24 Tue 31%");
-        assert!(strftime("%Q", 0).is_err());
+        assert!(strftime("%!", 0).is_err() && strftime("%Y", u64::MAX).is_err());
         assert!(render("{{ strftime_now('%Y') }}", json!([]), &ChatOptions::default()).starts_with("20"));
     }
 }

@@ -92,39 +92,12 @@ fn text(kept: &Kept, markdown: bool) -> String {
 
 /// The day by UTC, as year-month-day.
 fn today() -> String {
-    let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH).unwrap_or_default();
-    day(since.as_secs() / 86_400)
-}
-
-/// The day so many days after 1970-01-01.
-fn day(mut days: u64) -> String {
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 0;
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    format!("{year}-{:02}-{:02}", month + 1, days + 1)
+    jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn days_have_their_dates() {
-        let days = [(0, "1970-01-01"), (11_016, "2000-02-29"), (11_017, "2000-03-01"), (20_783, "2026-11-26")];
-        for (days, date) in days {
-            assert_eq!(day(days), date);
-        }
-        assert_eq!((day(20_818).as_str(), day(20_819).as_str()), ("2026-12-31", "2027-01-01"));
-    }
 
     #[test]
     fn a_row_says_what_is_taken_what_it_beat_and_what_failed() {
