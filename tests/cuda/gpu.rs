@@ -76,7 +76,11 @@ pub fn source(shader: &Shader) -> String {
     for part in shader.key().split(' ').skip(1) {
         match part.split_once('=') {
             Some((name, value)) if names(name) => {
-                let kind = if value.parse::<u32>().is_ok() { "unsigned" } else { "bool" };
+                let kind = match (value.parse::<u32>(), value.parse::<bool>()) {
+                    (Ok(_), _) => "unsigned",
+                    (_, Ok(_)) => "bool",
+                    _ => continue, // a type, which is WGSL's
+                };
                 head.push_str(&format!("constexpr {kind} {name} = {value};\n"));
             }
             None => {
