@@ -1,9 +1,10 @@
 // As mla_decode_coop, on matrix units of any size and subgroups of any width, in 32 KiB: a block of 16 (token, head)
 // rows folds the split in tiles of 16 tokens, with queries and outputs in registers. For the scores each subgroup
 // takes a run of a record's columns, for the values a run of theirs. Loops over fragments have constant bounds, so that
-// drivers unroll them. Tiles are of scalars: Metal loads fragments from nothing else.
+// drivers unroll them.
 // Grid: x blocks of rows of the longest sequence, y splits of one cache chunk.
-// lib: batch, rows_* (record_of), score_* (score, NOTHING), staged_* (UNITS, Part, fetch, stage, query_of, output_of).
+// lib: batch, rows_* (record_of), score_* (score, NOTHING),
+// scalar_tile (keep_four), staged_* (UNITS, Part, fetch, stage, query_of, output_of).
 // Constants: R latent and P rope width, W record values, U rows and columns of a fragment, WIDTH invocations of a
 // subgroup, SUBGROUPS; Rows, Tokens and Sums, fragments; Cell, an element of the cache.
 
@@ -42,14 +43,6 @@ var<workgroup> scores: array<f32, SUBGROUPS * SCORES>; // of each subgroup's col
 var<workgroup> weights: array<f16, ROWS * WEIGHT_PITCH>;
 var<workgroup> factors: array<f32, ROWS>;              // of the rows' outputs
 var<workgroup> moved: array<u32, 4>;                   // the tile where a maximum moved last; this tile
-
-// Puts four values to the tile.
-fn put(at: u32, value: vec4<f16>) {
-  tile[at] = value.x;
-  tile[at + 1u] = value.y;
-  tile[at + 2u] = value.z;
-  tile[at + 3u] = value.w;
-}
 
 // A tile's part `i`: behind the end the last token's, numbers that weigh 0.
 fn fetch_part(pages: u32, base: u32, end: u32, i: u32) -> Part {
@@ -125,7 +118,7 @@ fn main(
       let query = sequence.first_row * params.heads + min(block_first + row, block_rows - 1u);
       value = query_of(quad, queries[query * (W / 4u) + quad]);
     }
-    put(row * PITCH + 4u * quad, vec4<f16>(value));
+    keep_four(row * PITCH + 4u * quad, vec4<f16>(value));
   }
   workgroupBarrier();
   let mine = subgroup * STEPS * U; // the subgroup's first column

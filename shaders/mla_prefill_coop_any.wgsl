@@ -1,9 +1,9 @@
 // As mla_prefill_coop, on matrix units of any size and subgroups of any width, in 32 KiB: each subgroup takes U tokens
 // of a head, with queries and outputs in registers, and all share tiles of 16 keys. Loops over fragments have constant
-// bounds, so that drivers unroll them. Tiles are of scalars: Metal loads fragments from nothing else.
+// bounds, so that drivers unroll them.
 // Grid: x blocks of ROWS tokens of a sequence, y heads, z spans. Causal by position; with ACCUMULATE
 // the result is merged by log-sum-exp with what `output` and `lse` hold of earlier pieces.
-// lib: batch, halves.
+// lib: batch, halves, scalar_tile (keep_four).
 // Constants: N and P widths of a key's parts, V of a value, multiples of 16; ACCUMULATE; U rows and columns of a
 // fragment, WIDTH invocations of a subgroup, SUBGROUPS; Rows, Tokens and Sums, fragments.
 
@@ -76,27 +76,19 @@ fn fetch(row: u32, last: u32, head: u32, lane: u32) -> Parts {
   return p;
 }
 
-// Puts four values to the tile.
-fn put(at: u32, value: vec4<f16>) {
-  tile[at] = value.x;
-  tile[at + 1u] = value.y;
-  tile[at + 2u] = value.z;
-  tile[at + 3u] = value.w;
-}
-
 fn keep(p: Parts, lane: u32) {
   for (var i = 0u; i < KV_LOADS; i++) {
     let part = lane + i * INVOCATIONS;
     if (part < KEYS * KV_PARTS) {
       let to = part / KV_PARTS * PITCH + 8u * (part % KV_PARTS);
-      put(to, halves(p.kv[i].x, p.kv[i].y));
-      put(to + 4u, halves(p.kv[i].z, p.kv[i].w));
+      keep_four(to, halves(p.kv[i].x, p.kv[i].y));
+      keep_four(to + 4u, halves(p.kv[i].z, p.kv[i].w));
     }
   }
   for (var i = 0u; i < PE_LOADS && P > 0u; i++) {
     let part = lane + i * INVOCATIONS;
     if (part < KEYS * PE_PARTS) {
-      put(part / PE_PARTS * PITCH + N + V + 4u * (part % PE_PARTS), vec4<f16>(p.pe[i]));
+      keep_four(part / PE_PARTS * PITCH + N + V + 4u * (part % PE_PARTS), vec4<f16>(p.pe[i]));
     }
   }
 }
@@ -115,7 +107,7 @@ fn rescaled(sums: Sums, at: vec2<u32>) -> Sums {
   return result;
 }
 
-// Writes a fragment of the outputs of tokens `rows`.x to `rows`.y - 1, from value `column` of row `to` on, times their
+// Writes a fragment of the outputs of tokens rows.x .. rows.y - 1, from value `to` of the output on, times their
 // factors, with what stands there weighed by theirs.
 fn leave(sums: Sums, to: u32, rows: vec2<u32>, at: vec2<u32>) {
   let here = at.x * U * KEYS;
@@ -167,7 +159,7 @@ fn main(
       let token = min(first + 16u * turn + row, sequence.tokens - 1u); // rows behind the last token repeat it
       let at = ((sequence.first_row + token) * params.q_stride + head * (N + P)) / 4u + quad;
       let grown = f32((sequence.position + token) / max(params.length, 1u));
-      put(row * PITCH + 4u * quad, vec4<f16>(q[at] * (params.scale * (1.0 + params.beta * log(1.0 + grown)))));
+      keep_four(row * PITCH + 4u * quad, vec4<f16>(q[at] * (params.scale * (1.0 + params.beta * log(1.0 + grown)))));
     }
     workgroupBarrier();
     // A loop for a condition: naga takes no matrices under one that only a subgroup agrees on.

@@ -1,5 +1,5 @@
 // Records of W f16 values, moved in parts of 8 into rows of a tile for the matrix units.
-// lib: halves. Of the kernel: binding `cache`, and put(at, values), which writes four values to the tile.
+// lib: halves, scalar_tile (keep_four). Of the kernel: binding `cache`.
 // Constants: W, a multiple of 8.
 
 const UNITS = W / 8u; // parts of a record
@@ -26,6 +26,6 @@ fn fetch(record: u32, unit: u32) -> Part {
 
 // Puts a part to the tile's row that starts at `row`.
 fn stage(row: u32, unit: u32, part: Part) {
-  put(row + 8u * unit, halves(part.value.x, part.value.y));
-  put(row + 8u * unit + 4u, halves(part.value.z, part.value.w));
+  keep_four(row + 8u * unit, halves(part.value.x, part.value.y));
+  keep_four(row + 8u * unit + 4u, halves(part.value.z, part.value.w));
 }

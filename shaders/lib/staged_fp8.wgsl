@@ -1,6 +1,6 @@
 // Records of R e4m3 codes, an f32 scale for each 128 of them and P f16 values (append_fp8 writes them), moved in parts
 // of 16 bytes into rows of f16 of a tile for the matrix units.
-// lib: halves, e4m3_halves. Of the kernel: binding `cache`, and put(at, values), which writes four values to the tile.
+// lib: halves, e4m3_halves, scalar_tile (keep_four). Of the kernel: binding `cache`.
 // Constants: R, which is 512; P, a multiple of 4.
 
 const UNITS = (R / 4u + 4u + P / 2u + 3u) / 4u; // parts of a record: codes, scales, the rope part
@@ -36,11 +36,11 @@ fn stage(row: u32, unit: u32, part: Part) {
   if (unit < SCALES) {
     let factor = f16(bitcast<f32>(part.scale) * (256.0 / UNIT));
     for (var i = 0u; i < 4u; i++) {
-      put(row + 16u * unit + 4u * i, values_of(part.value[i]).xzyw * factor);
+      keep_four(row + 16u * unit + 4u * i, values_of(part.value[i]).xzyw * factor);
     }
   } else if (unit > SCALES) {
     let column = 8u * (unit - SCALES - 1u);
-    if (column < P) { put(row + R + column, halves(part.value.x, part.value.y)); }
-    if (column + 4u < P) { put(row + R + column + 4u, halves(part.value.z, part.value.w)); }
+    if (column < P) { keep_four(row + R + column, halves(part.value.x, part.value.y)); }
+    if (column + 4u < P) { keep_four(row + R + column + 4u, halves(part.value.z, part.value.w)); }
   }
 }

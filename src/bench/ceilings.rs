@@ -247,7 +247,7 @@ async fn multiplies(device: &Device, clock: &Clock, scalar: &'static str) -> Res
     Ok(2.0 * steps / seconds(device, clock, &recording).await? / 1e12)
 }
 
-/// Fragments that a subgroup multiplies in turn: 4 of 16 rows with 2 of 16 columns.
+/// Fragments that a subgroup multiplies in turn: 4 of rows with 2 of columns.
 const FRAGMENTS: u32 = 8;
 
 /// `None` without matrix units, and, with a warning, where they compute something else or the driver refuses.

@@ -16,7 +16,7 @@ use crate::gpu::{Buffer, Caps, Device, Recording};
 use crate::kernels::inputs::Inputs;
 use crate::kernels::mla_combine::{self, MlaCombine, Output};
 use crate::kernels::mla_decode::{self, Spec};
-use crate::kernels::mla_decode_coop::{self, Decoder};
+use crate::kernels::mla_decode_coop::Decoder;
 use crate::kernels::plan::{self, Borders, Plan, Target};
 use crate::kernels::weights::WeightFormat;
 use crate::kernels::{Kernel, Sequence};
@@ -284,14 +284,13 @@ impl Bench<'_> {
             first_row += tokens;
         }
         table.push(0xFFFF_FFF0);
-        let caps = self.device.caps();
         let target = Target {
             page: PAGE,
             chunk_pages: pages.chunk_pages,
             heads: *heads,
             rows: decoder.rows(),
             little: decoder.little(),
-            workgroups: if decoder.on_matrices() { mla_decode_coop::workgroups(caps) } else { plan::workgroups(caps) },
+            workgroups: decoder.workgroups(self.device.caps()),
             partials: u32::MAX,
             borders: Borders::Balanced,
         };

@@ -18,7 +18,7 @@ use crate::kernels::mla_absorb::{self, MlaAbsorb};
 use crate::kernels::mla_append::{self, MlaAppend};
 use crate::kernels::mla_combine::{self, MlaCombine, Output};
 use crate::kernels::mla_decode;
-use crate::kernels::mla_decode_coop::{self, Decoder};
+use crate::kernels::mla_decode_coop::Decoder;
 use crate::kernels::mla_gather::{self, MlaGather};
 use crate::kernels::mla_prefill::{self, MlaPrefill};
 use crate::kernels::pieces::{self, Pieces};
@@ -121,10 +121,7 @@ impl<'a> Layers<'a> {
                 let (format, layout) = (RecordFormat::F16, RopeLayout::Interleaved);
                 let weights = WeightFormat::F16;
                 let decoder = Decoder::new(&mla_decode::Spec { latent, rope, format, rows: heads }, PAGE, device)?;
-                let workgroups = match decoder.on_matrices() {
-                    true => mla_decode_coop::workgroups(caps),
-                    false => plan::workgroups(caps),
-                };
+                let workgroups = decoder.workgroups(caps);
                 let absorb =
                     mla_absorb::Spec { nope, rope, value: head, latent, format: weights, layout, tokens: batch };
                 let attend =

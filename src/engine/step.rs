@@ -10,7 +10,6 @@ use super::pages::SequenceId;
 use super::run_until;
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Reading, Recording, View};
-use crate::kernels::mla_decode_coop;
 use crate::kernels::pieces::{Piece, Pieces};
 use crate::kernels::plan::{self, Borders, Dispatch, MOST_ROWS, Plan, Target};
 use crate::kernels::sample::{self, Record, Sample, Sampler};
@@ -151,9 +150,7 @@ impl Engine {
         target.rows = forward.decoder().rows();
         // The same bits in any batch come from the same kernel in any.
         target.little = forward.decoder().little().filter(|_| !options.deterministic);
-        if forward.decoder().on_matrices() {
-            target.workgroups = mla_decode_coop::workgroups(device.caps());
-        }
+        target.workgroups = forward.decoder().workgroups(device.caps());
         let alloc = |bytes: u64, label: &str| Ok(device.alloc(bytes, label)?.view());
         let of = |count: u32, size: usize, label: &str| alloc(u64::from(count) * size as u64, label);
         let fact = |count, size, label| Ok::<_, Error>(Fact::new(of(count, size, label)?));

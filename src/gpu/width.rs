@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::caps::MatrixUnits;
+use super::caps::{Caps, MatrixUnits};
 use super::compose::Shader;
 use super::device::Device;
 use super::recording::{Grid, Recording};
@@ -17,12 +17,10 @@ use crate::wgsl;
 /// [`Error::DeviceLost`].
 pub(super) async fn measured(device: &Device) -> Result<Option<u32>> {
     let caps = device.caps();
-    match (caps.matrix_size(), caps.subgroups) {
-        (Some(size), Some((least, most)))
-            if least < most && caps.matrix_kernels && caps.f16 && caps.invocations >= 256 =>
-        {
-            told(device, found(device, MatrixUnits { size, width: most }).await)
-        }
+    // All else that kernels want, with the least width that there could be in the place of the one looked for.
+    let units = Caps { matrix_width: caps.matrix_size(), ..caps.clone() }.matrix_units();
+    match (units, caps.subgroups) {
+        (Ok(units), Some((least, most))) if least < most => told(device, found(device, units).await),
         _ => Ok(None),
     }
 }

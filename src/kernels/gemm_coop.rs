@@ -57,14 +57,14 @@ const UNITS: u32 = 132;
 const COSTS: [u32; 3] = [8, 9, 13];
 
 /// The fragments for a product: large tiles read less, small ones leave fewer units idle at its end.
+/// Of those of `under`, as [`fragments_under`] gives them.
 ///
 /// # Panics
-/// Where products do not run on the matrix units of `caps`.
-pub fn fragments(rows: u32, tokens: u32, caps: &Caps) -> u32 {
-    let fits = fragments_under(caps);
+/// Where these are none.
+pub(super) fn fragments(rows: u32, tokens: u32, under: &[u32]) -> u32 {
     let turns = |f: u32| (rows.div_ceil(TILE_ROWS) * tokens.div_ceil(tile_tokens(f))).div_ceil(UNITS);
     let cost = |(f, cost): &(u32, u32)| turns(*f) * cost;
-    let all = FRAGMENTS.into_iter().zip(COSTS).rev().filter(|(f, _)| fits.contains(f));
+    let all = FRAGMENTS.into_iter().zip(COSTS).rev().filter(|(f, _)| under.contains(f));
     all.min_by_key(cost).expect("some run").0
 }
 
@@ -92,9 +92,9 @@ pub fn refusal(caps: &Caps) -> Option<String> {
 
 /// Why products in tiles of so many fragments do not.
 pub(super) fn refuses(fragments: u32, caps: &Caps) -> Option<String> {
-    let lacks = tunings(fragments, caps).is_empty();
-    let tiles = || lacks.then(|| format!("{} bytes of workgroup memory for tiles of {} tokens", caps.workgroup_bytes, tile_tokens(fragments)));
-    refusal(caps).or_else(tiles)
+    let (bytes, tokens) = (caps.workgroup_bytes, tile_tokens(fragments));
+    let tiles = || format!("{bytes} bytes of workgroup memory for tiles of {tokens} tokens");
+    refusal(caps).or_else(|| tunings(fragments, caps).is_empty().then(tiles))
 }
 
 /// The largest normalised mean square error of a self-test: of f32 sums, whatever their order.
@@ -123,7 +123,7 @@ pub(super) fn products(source: Source, fragments: u32, tuning: &Tuning) -> Shade
     let shader = Shader::of(source).u32("FRAGMENTS", fragments);
     let shader = shader.module(wgsl!("lib/halves")).module(wgsl!("lib/product_parts"));
     match tuning.any {
-        Some(units) => shader.fragments(units).module(wgsl!("lib/product_coop_any")),
+        Some(units) => shader.fragments(units).module(wgsl!("lib/scalar_tile")).module(wgsl!("lib/product_coop_any")),
         None => shader.module(wgsl!("lib/product_coop")).f16().subgroups().cooperative_matrix().rolled(),
     }
 }
@@ -187,8 +187,7 @@ impl Kernel for GemmCoop {
             let sizes = [(10_944, 2048), (2048, 10_944), (3648, 2048), (2048, 2048), (64, 2048), (7168, 18_432)];
             let tokens = [64, 128, 512, 4096];
             let each = |(rows, columns): (usize, usize)| {
-                // By what the largest devices take.
-                let of = |tokens: usize| fragments(rows as u32, tokens as u32, &Caps::matrices());
+                let of = |tokens: usize| fragments(rows as u32, tokens as u32, &FRAGMENTS);
                 tokens.map(|tokens| make(Shape::new(rows, columns, tokens), of(tokens)))
             };
             return sizes.into_iter().flat_map(each).collect();
@@ -265,8 +264,8 @@ mod tests {
         assert_eq!([under(8, 32), under(16, 64)], [[1, 2], [1, 2]]);
         assert_eq!([under(8, 8), under(16, 32)], [[1], [1]]);
         assert!(under(16, 16).is_empty() && fragments_under(&Caps::everything()).is_empty());
-        assert_eq!(fragments(4096, 4096, &Caps::matrices()), 4);
-        assert_eq!(fragments(4096, 4096, &Caps::with(MatrixUnits { size: 8, width: 32 })), 2);
-        assert_eq!(fragments(64, 32, &Caps::matrices()), 1);
+        assert_eq!(fragments(4096, 4096, &FRAGMENTS), 4);
+        assert_eq!(fragments(4096, 4096, &under(8, 32)), 2);
+        assert_eq!(fragments(64, 32, &FRAGMENTS), 1);
     }
 }

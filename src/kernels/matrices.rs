@@ -14,6 +14,8 @@ use crate::gpu::{Caps, Device, Recording};
 pub(super) struct Matrices {
     pack: PackRows,
     packed: Packed,
+    /// The fragments that the device has tiles for.
+    under: Vec<u32>,
     /// By epilogue and fragments.
     gemm: Vec<OnceLock<GemmCoop>>,
     /// With outputs as f16, by fragments.
@@ -30,6 +32,7 @@ impl Matrices {
     pub fn new(device: &Device, tokens: u32, columns: u32) -> Result<Matrices> {
         Ok(Matrices {
             pack: PackRows::chosen(&pack_rows::Spec, device.caps()),
+            under: gemm_coop::fragments_under(device.caps()),
             packed: Packed {
                 values: device.alloc(packed_bytes(tokens, columns), "packed activations")?.view(),
                 scales: device.alloc(4 * u64::from(tokens), "scales of packed activations")?.view(),
@@ -62,7 +65,7 @@ impl Matrices {
             x_offset: x.offset,
         };
         self.pack.record(recording, params, x.view.clone(), &self.packed);
-        let fragments = gemm_coop::fragments(weights.rows as u32, tokens, caps);
+        let fragments = gemm_coop::fragments(weights.rows as u32, tokens, &self.under);
         let class = gemm_coop::FRAGMENTS.iter().position(|f| *f == fragments).expect("it is one of them");
         let spec = gemm_coop::Spec { epilogue, fragments, halves };
         let made = match halves {

@@ -67,11 +67,6 @@ const MOST_LATENT: u32 = 512;
 const MOST_WIDTH: u32 = 576;
 /// Workgroups that fill a large device once: each has the registers of a compute unit to itself.
 pub const WORKGROUPS: u32 = 128;
-
-/// Workgroups that fill a device once, as far as its kind tells.
-pub fn workgroups(caps: &Caps) -> u32 {
-    plan::workgroups(caps).min(WORKGROUPS)
-}
 /// What a split costs a workgroup of 1 and of 4 blocks, measured with a batch of 128 on an H100: 32 rows take 349 us
 /// in blocks of 16 and 376 in one of 64, 64 rows 656 and 387.
 const COSTS: [(u32, u32); 2] = [(1, 3), (4, 7)];
@@ -142,12 +137,12 @@ impl Kernel for MlaDecodeCoop {
     }
 
     fn new(spec: &Spec, tuning: &Tuning) -> MlaDecodeCoop {
-        let (halves, codes) = (wgsl!("lib/halves"), wgsl!("lib/e4m3_halves"));
+        let [halves, codes, scalars] = [wgsl!("lib/halves"), wgsl!("lib/e4m3_halves"), wgsl!("lib/scalar_tile")];
         let (cell, record) = match (spec.format, tuning.any) {
             (RecordFormat::F16, None) => ("vec4<f16>", vec![wgsl!("lib/record_f16")]),
             (RecordFormat::Fp8, None) => ("vec4<u32>", vec![halves, codes, wgsl!("lib/record_fp8")]),
-            (RecordFormat::F16, Some(_)) => ("vec4<u32>", vec![halves, wgsl!("lib/staged_f16")]),
-            (RecordFormat::Fp8, Some(_)) => ("vec4<u32>", vec![halves, codes, wgsl!("lib/staged_fp8")]),
+            (RecordFormat::F16, Some(_)) => ("vec4<u32>", vec![halves, scalars, wgsl!("lib/staged_f16")]),
+            (RecordFormat::Fp8, Some(_)) => ("vec4<u32>", vec![halves, codes, scalars, wgsl!("lib/staged_fp8")]),
             (RecordFormat::F32, _) => panic!("mla_decode_coop: records of f32 are refused"),
         };
         let source = if tuning.any.is_some() { wgsl!("mla_decode_coop_any") } else { Self::SOURCE };
@@ -274,6 +269,14 @@ impl Decoder {
         }
     }
 
+    /// Workgroups that fill a device once, as far as its kind tells.
+    pub fn workgroups(&self, caps: &Caps) -> u32 {
+        match self {
+            Decoder::Plain(_) => plan::workgroups(caps),
+            Decoder::Matrices { .. } => plan::workgroups(caps).min(WORKGROUPS),
+        }
+    }
+
     /// The variant that runs a plan for blocks of `rows` rows.
     pub fn blocks(&self, rows: u32) -> String {
         match self {
@@ -357,7 +360,7 @@ mod tests {
             plan(&mut batch, &table, &target).unwrap().rows
         };
         assert_eq!([1, 4096, 8192, 8193, 131_072].map(rows), [16, 16, 16, 64, 64]);
-        let filled = |device_type| workgroups(&Caps { device_type, ..Caps::matrices() });
+        let filled = |device_type| decoder.workgroups(&Caps { device_type, ..Caps::matrices() });
         assert_eq!([DeviceType::Discrete, DeviceType::Integrated].map(filled), [128, 48]);
     }
 

@@ -114,7 +114,9 @@ impl Kernel for MlaPrefillCoop {
             .module(wgsl!("lib/batch"))
             .module(wgsl!("lib/halves"));
         let shader = match tuning.any {
-            Some(units) => shader.fragments(units).u32("SUBGROUPS", units.subgroups(8)),
+            Some(units) => {
+                shader.fragments(units).u32("SUBGROUPS", units.subgroups(8)).module(wgsl!("lib/scalar_tile"))
+            }
             None => shader
                 .u32("KEYS", tuning.keys)
                 .module(wgsl!("lib/expanded_f16"))
