@@ -26,7 +26,7 @@ const STRIDE = (R + 31u) / 32u * 8u;         // vec4 a row of kv_b
 const LANES = 16u;                           // that share a row of W_UV
 const ROWS = WORKGROUP / LANES;              // rows of W_UV under way at once
 const OWN = (QUADS + LANES - 1u) / LANES;    // vec4 of a row of W_UV that a lane has under way
-const UNROLL = 8u;                           // splits a lane has under way
+const UNROLL = select(8u, 4u, GROUPS >= 16u); // splits a lane has under way
 const NOTHING = -3.0e38;                     // a log-sum-exp without a token
 const LN_2 = 0.6931471805599453;
 

@@ -30,21 +30,22 @@ alias Sums = coop_mat16x16<f32, C>;
 
 const ROWS = 16u * BLOCKS;
 const PITCH = 16u * STEPS + 2u;                    // vec4<f16> of a tile's row: 16 bytes more, for the banks
-const SCORE_PITCH = select(4u, 10u, TILE == 32u);  // vec4<f32>
-const SCORES = ROWS * SCORE_PITCH;
+const SCORE_PITCH = select(66u, 10u, TILE == 32u); // vec4 of a row, of 4 blocks all: 32 bytes more, for the banks
+const SCORES = select(16u, 160u, TILE == 32u);     // from one quarter's to the next's
 const WEIGHT_PITCH = TILE / 4u + 2u;               // vec4<f16>
 const LANES = TILE / 4u;                           // that share a row's softmax
 const MOST = 15.0;                                 // weights are at most 2^MOST: f16 holds them
 const FRESH = 7.0;                                 // and 2^FRESH where a maximum has just moved
 const FOUR = BLOCKS == 4u;
 const HOLDS = FOUR && STEPS == 9u;                 // one step's queries in memory, for want of registers
+const LOWEST = -1.0e30;                            // below every score
 const NEVER = 0xffffffffu;
 
 var<workgroup> tile: array<vec4<f16>, TILE * PITCH>;           // at first 16 rows of queries
-var<workgroup> scores: array<vec4<f32>, 4u * SCORES>;          // of each quarter; scratch of 64 a subgroup
+var<workgroup> scores: array<vec4<f32>, max(16u * SCORE_PITCH, 4u * SCORES)>; // and scratch of 64 a subgroup
 var<workgroup> weights: array<vec4<f16>, ROWS * WEIGHT_PITCH>;
 var<workgroup> factors: array<f32, ROWS>;                      // of the rows' outputs
-var<workgroup> held: array<vec4<f16>, select(2u, 64u * ROWS / 4u, HOLDS)>; // a step's queries: [4 quarters, ROWS, 16]
+var<workgroup> held: array<vec4<f16>, select(2u, 16u * SCORE_PITCH, HOLDS)>; // a step's queries, as their scores
 var<workgroup> moved: array<u32, 4>;                             // the tile where a maximum moved last; this tile
 
 // Loads this lane's part of token `token`'s record. Behind the end the last one's: numbers, that weigh 0.
@@ -143,7 +144,8 @@ fn main(
     workgroupBarrier();
     if (HOLDS) {
       let step = (index / 64u * STEPS + STEPS - 1u) * 4u;
-      held[(index / 64u * BLOCKS + turn) * 64u + index % 64u] = tile[index % 64u / 4u * PITCH + step + index % 4u];
+      let to = index % 64u / 4u * SCORE_PITCH + (index / 64u * BLOCKS + turn) * 4u;
+      held[to + index % 4u] = tile[index % 64u / 4u * PITCH + step + index % 4u];
     }
     // Loops for conditions: naga takes no matrices under one that only a subgroup agrees on.
     for (var mine = turn; mine == row_group * (BLOCKS / 2u); mine = NEVER) {
@@ -164,21 +166,20 @@ fn main(
   }
 
   var o: array<Sums, 16>; // 4 fragments of each block
-  let row = index / LANES; // whose softmax this lane shares; behind ROWS none
+  let nth = index / LANES; // whose softmax this lane shares; of 64 rows turned, so that lanes meet in no bank
+  let row = select(nth, nth / 4u * 4u + nth % 2u * 2u + nth / 2u % 2u, FOUR); // behind ROWS none
   let column = index % LANES;
   let end = min(split.end, sequence.position + min(block_first + row, block_rows - 1u) / params.heads + 1u);
-  var maximum = NOTHING;
+  var maximum = LOWEST;
   var total = 0.0;
   if (index == 0u) { moved[0] = NEVER; }
 
   for (var base = split.begin; base < split.end; base += TILE) {
     keep(place * PITCH, side, part0);
     if (TILE == 32u) { keep((place + 16u) * PITCH, side, part1); }
-    // On their way while this tile is folded; before the barrier, but for 64 rows, which want the registers.
-    if (!FOUR) { part0 = fetch_token(sequence.pages, base + TILE + place, split.end, side); }
+    part0 = fetch_token(sequence.pages, base + TILE + place, split.end, side); // on its way while this tile is folded
     if (TILE == 32u) { part1 = fetch_token(sequence.pages, base + TILE + place + 16u, split.end, side); }
     workgroupBarrier();
-    if (FOUR) { part0 = fetch_token(sequence.pages, base + TILE + place, split.end, side); }
 
     let keys = token_group * 16u * PITCH + quarter * STEPS * 4u;
     var s: array<Sums, 2>;
@@ -193,20 +194,20 @@ fn main(
     if (STEPS > 8u) {
       let k = key_of(keys, 8u);
       if (HOLDS) {
-        let at = (quarter * BLOCKS + 2u * row_group) * 64u;
-        s[0] = add(coopLoadT<Rows>(&held[at], 4u), k, s[0]);
-        s[1] = add(coopLoadT<Rows>(&held[at + 64u], 4u), k, s[1]);
+        let at = (quarter * BLOCKS + 2u * row_group) * 4u;
+        s[0] = add(coopLoadT<Rows>(&held[at], SCORE_PITCH), k, s[0]);
+        s[1] = add(coopLoadT<Rows>(&held[at + 4u], SCORE_PITCH), k, s[1]);
       } else {
         s[0] = add(q[8], k, s[0]);
       }
     }
-    let put = quarter * SCORES + row_group * (ROWS / 2u) * SCORE_PITCH + token_group * 4u;
+    let put = quarter * SCORES + 8u * row_group + 4u * token_group;
     coopStoreT(s[0], &scores[put], SCORE_PITCH);
-    if (FOUR) { coopStoreT(s[1], &scores[put + 16u * SCORE_PITCH], SCORE_PITCH); }
+    if (FOUR) { coopStoreT(s[1], &scores[put + 4u], SCORE_PITCH); }
     workgroupBarrier();
 
     if (row < ROWS) {
-      let at = row * SCORE_PITCH + column;
+      let at = row % 16u * SCORE_PITCH + row / 16u * 4u + column;
       let sum = scores[at] + scores[at + SCORES] + scores[at + 2u * SCORES] + scores[at + 3u * SCORES];
       let t = base + 4u * column;
       let low = vec2<f32>(score(sum.x, t, end), score(sum.y, t + 1u, end));
@@ -223,7 +224,7 @@ fn main(
         if (column == 0u && base > split.begin) { moved[0] = base; }
       }
       if (column == 0u) { factors[row] = factor; }
-      let weight = select(vec4<f32>(0.0), exp2(score - maximum), score > vec4<f32>(0.5 * NOTHING));
+      let weight = exp2(score - maximum);
       total += weight.x + weight.y + weight.z + weight.w;
       weights[row * WEIGHT_PITCH + column] = vec4<f16>(weight);
     }
@@ -242,7 +243,6 @@ fn main(
         o[12] = rescaled(o[12], 3u, at); if (COLUMNS > 1u) { o[13] = rescaled(o[13], 3u, at); }
         if (COLUMNS > 2u) { o[14] = rescaled(o[14], 3u, at); } if (COLUMNS > 3u) { o[15] = rescaled(o[15], 3u, at); }
       }
-      workgroupBarrier(); // not needed, but what drivers allot registers well by
     }
     for (var i = 0u; i < TILE / 16u; i++) {
       let w0 = coopLoadT<Rows>(&weights[4u * i], WEIGHT_PITCH);

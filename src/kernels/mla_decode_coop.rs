@@ -40,10 +40,10 @@ impl Tuning {
             return 2 * 16 * (pitch + 16 + 8) + 4 * (subgroups * 16 * 16 + 16 + 4);
         }
         let pitch = 8 * (16 * steps(spec) + 2);
-        let score_pitch = if self.blocks == 1 { 160 } else { 64 };
+        let scores = if self.blocks == 1 { 16 * 640 } else { 16 * 1056 };
         let weight_pitch = 2 * (self.tile() + 8);
-        let held = if self.blocks == 4 && steps(spec) == 9 { 8192 } else { 16 };
-        self.tile() * pitch + self.rows() * (4 * score_pitch + weight_pitch + 4) + held + 16
+        let held = if self.blocks == 4 && steps(spec) == 9 { 16 * 528 } else { 16 };
+        self.tile() * pitch + scores + self.rows() * (weight_pitch + 4) + held + 16
     }
 }
 
