@@ -223,6 +223,8 @@ fn a_field_that_makes_no_sense_is_named_with_what_was_expected() {
         ("deepseek_v2", json!({"topk_method": "remove"}), ["topk_method", "greedy or group_limited", "none"]),
         ("deepseek_v2", json!({"rope_interleave": false}), ["rope_interleave", "true", "false"]),
         ("minicpm3", json!({"scale_emb": "remove"}), ["scale_emb", "above 0", "none"]),
+        ("minicpm3", json!({"v_head_dim": "remove", "hidden_size": 3}), ["v_head_dim", "a multiple of 8", "3 / "]),
+        ("deepseek_v3", json!({"vocab_size": 300_000}), ["vocab_size", "262144", "300000"]),
         ("longcat_flash", json!({"mla_scale_q_lora": false}), ["mla_scale_q_lora", "true", "false"]),
         ("longcat_flash", json!({"zero_expert_type": "copy"}), ["zero_expert_type", "'identity'", "'copy'"]),
         ("kimi_k25", json!({"text_config": "remove"}), ["text_config", "a JSON object", "none"]),

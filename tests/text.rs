@@ -98,14 +98,18 @@ fn logits_are_written_for_every_position() {
 
 #[test]
 fn what_cannot_be_meant_exits_with_2_and_names_it() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 12] = [
         (&["run"], "PROMPT"),
-        (&["run", "x", "--temperature", "-1"], "temperature"),
-        (&["run", "x", "--top-p", "1.5"], "top-p"),
+        (&["run", "x", "--temperature", "-1"], "--temperature"),
+        (&["run", "x", "--top-p", "1.5"], "--top-p"),
         (&["run", "--prompt-tokens", "1,4096"], "4096"),
         (&["run", "--prompt-tokens", "1,x"], "'x'"),
         (&["run", "x", "--ctx", "99999"], "--ctx"),
-        (&["run", "x", "--page", "17"], "17"),
+        (&["run", "x", "--page", "17"], "[16, 32, 64, 128]"),
+        (&["run", "x", "--page", "0"], "--page"),
+        (&["run", "x", "--stop", ""], "--stop"),
+        (&["run", "--prompt-tokens", "1,2,3,4,5", "--ctx", "4"], "--ctx: expected at least the 5 tokens"),
+        (&["logits", "--prompt-tokens", "1,2,3,4,5", "--ctx", "4", "--out", "none"], "--ctx"),
         (&["run", "x", "--reference-until", "layers.99"], "layers.99"),
     ];
     for (args, part) in cases {

@@ -1,4 +1,4 @@
-//! Absorbed decode with its combine, as the engine runs it: over shuffled pages in cold caches, each shape held
+//! Absorbed decode with the combine that writes latents alone: over shuffled pages in cold caches, each shape held
 //! against the f64 twin before it is timed.
 
 use rayon::prelude::*;

@@ -36,10 +36,10 @@ pub struct Args {
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let found = self.model.find(true)?;
-        let mut session = self.model.open(found, 0, selector)?;
+        let sampler = self.sample.sampler(&found.generation)?;
+        let mut session = self.model.open(found, (0, 0), selector)?;
         let text = session.text.clone().expect("a tokenizer was asked for");
         let mut messages: Vec<Message> = self.system.iter().map(|system| Message::system(system.as_str())).collect();
-        let sampler = self.sample.sampler(&session.generation)?;
         let id = session.engine.create(&sampler)?;
         // The ids that the cache holds.
         let mut held: Vec<u32> = Vec::new();
@@ -58,6 +58,10 @@ impl Args {
             }
             messages.push(Message::user(line));
             let all = text.chat(&messages, &ChatOptions::default())?;
+            if all.is_empty() {
+                let (what, expected, found) = ("the conversation".into(), "at least one token".into(), "none".into());
+                return Err(Error::Usage { what, expected, found });
+            }
             let context = session.engine.options().context as usize;
             if all.len() >= context {
                 let (asked, limit) = (all.len() as u64, context as u64);

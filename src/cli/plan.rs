@@ -195,7 +195,7 @@ impl Args {
             // An adapter does not say how much memory it has, only how large a part of it may be.
             let mut adapters = pollster::block_on(gpu::list());
             if let Some(index) = selector.choose(&adapters)? {
-                plan::check_bindings(&config, &adapters[index])?;
+                plan::check_bindings(&config, self.cache.record().0, &adapters[index])?;
                 caps = Some(adapters.swap_remove(index));
             }
         }

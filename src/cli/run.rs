@@ -77,8 +77,9 @@ impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let found = self.model.find(self.prompt.is_some())?;
         let prompt = self.ids(found.text.as_ref())?;
-        let mut session = self.model.open(found, prompt.len() + self.sample.max_tokens, selector)?;
-        let sampler = self.sample.sampler(&session.generation)?;
+        let sampler = self.sample.sampler(&found.generation)?;
+        let tokens = (prompt.len(), prompt.len().saturating_add(self.sample.max_tokens));
+        let mut session = self.model.open(found, tokens, selector)?;
         let id = session.engine.create(&sampler)?;
         session.engine.see(id, &prompt)?;
         let shows = !self.json;

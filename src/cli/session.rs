@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use clap::builder::NonEmptyStringValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::demo;
 use super::hub::{self, Need};
 use super::plan::{Format, size};
-use crate::engine::{Engine, Options, Request};
+use crate::engine::{Engine, Options, PAGES, Request};
 use crate::gpu::{self, Caps, Device, Selector};
 use crate::kernels::sample::Sampler;
 use crate::model::forward::{Decode, Prefill};
@@ -47,7 +48,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "FORMAT", default_value = "f16")]
     cache: Format,
     /// Tokens of a cache page
-    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = page)]
     page: u32,
     /// How attention runs while decoding: the kernel that absorbs in workgroup memory (fused), the two
     /// kernels that do it in turn (separate), or whichever is taken to be faster
@@ -64,6 +65,12 @@ pub struct ModelArgs {
     /// layers.0.attention, ... head, sample
     #[arg(long, value_name = "STAGE")]
     reference_until: Option<String>,
+}
+
+/// Reads the tokens of a page.
+fn page(text: &str) -> std::result::Result<u32, String> {
+    let size = text.parse().ok().filter(|size| PAGES.contains(size));
+    size.ok_or_else(|| format!("expected one of {PAGES:?}"))
 }
 
 /// Which kernels decode.
@@ -110,7 +117,7 @@ pub struct SampleArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 256)]
     pub max_tokens: usize,
     /// Stop before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
     /// Go on behind the tokens that end a text
     #[arg(long)]
@@ -134,7 +141,12 @@ impl SampleArgs {
             repetition_penalty: self.repeat_penalty.or(model.repetition_penalty).unwrap_or(1.0),
             ..Sampler::default()
         };
-        sampler.check()?;
+        // What a file says was checked when it was read; the sampler calls its numbers as the flags do.
+        let flag = |error| match error {
+            Error::Usage { what, expected, found } => Error::Usage { what: format!("--{what}"), expected, found },
+            other => other,
+        };
+        sampler.check().map_err(flag)?;
         Ok(sampler)
     }
 
@@ -164,7 +176,8 @@ pub struct Found {
     pub config: Config,
     /// The tokenizer, where there is one.
     pub text: Option<Text>,
-    generation: Generation,
+    /// What its makers recommend.
+    pub generation: Generation,
 }
 
 impl ModelArgs {
@@ -195,25 +208,30 @@ impl ModelArgs {
         Ok(Found { folder, config, text, generation })
     }
 
-    /// The context for so many tokens.
+    /// The context for so many tokens, of which the first `given` are there before the model adds any.
     ///
     /// # Errors
-    /// [`Error::Usage`] where they do not fit what `--ctx` or the model allows.
-    fn context(&self, config: &Config, tokens: usize) -> Result<u32> {
+    /// [`Error::Usage`] where the given ones do not fit what `--ctx` or the model allows.
+    fn context(&self, config: &Config, (given, tokens): (usize, usize)) -> Result<u32> {
         let needed = u32::try_from(tokens).unwrap_or(u32::MAX);
         let context = self.ctx.unwrap_or(needed.max(CONTEXT).min(config.max_context));
         if context > config.max_context {
             let (expected, found) = (format!("at most the model's {}", config.max_context), context.to_string());
             return Err(Error::Usage { what: "--ctx".into(), expected, found });
         }
+        if given > context as usize {
+            let what = if self.ctx.is_some() { "--ctx" } else { "max_position_embeddings of the model" };
+            let expected = format!("at least the {given} tokens that are given");
+            return Err(Error::Usage { what: what.into(), expected, found: context.to_string() });
+        }
         Ok(context)
     }
 
-    /// Loads the checkpoint, for contexts of at least `tokens` tokens.
+    /// Loads the checkpoint, for contexts of so many tokens: those that are given, and these with what follows.
     ///
     /// # Errors
     /// What does not fit is refused with the numbers before anything is loaded; and as [`Model::load`].
-    pub fn open(&self, found: Found, tokens: usize, selector: &Selector) -> Result<Session> {
+    pub fn open(&self, found: Found, tokens: (usize, usize), selector: &Selector) -> Result<Session> {
         self.open_with(found, tokens, selector, &gpu::Options::default())
     }
 
@@ -224,7 +242,7 @@ impl ModelArgs {
     pub fn open_with(
         &self,
         found: Found,
-        tokens: usize,
+        tokens: (usize, usize),
         selector: &Selector,
         device: &gpu::Options,
     ) -> Result<Session> {
@@ -244,7 +262,7 @@ impl ModelArgs {
             memory: self.memory,
         };
         plan.check("--memory")?;
-        plan::check_bindings(&config, device.caps())?;
+        plan::check_bindings(&config, format, device.caps())?;
         let started = Instant::now();
         let bar = progress();
         let model = Model::load_found(&device, config, &checkpoint, tensors, |done, total| {

@@ -29,7 +29,11 @@ pub async fn run_until(device: &Device, recording: &Recording, stage: &str) -> R
         |call: &Call| call.stage.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     let Some(last) = recording.calls().iter().rposition(part_of) else {
         let expected = format!("one of {}", stages(recording).join(", "));
-        return Err(Error::Usage { what: "a stage of the step".into(), expected, found: stage.into() });
+        return Err(Error::Usage {
+            what: "a stage of the step (--reference-until)".into(),
+            expected,
+            found: stage.into(),
+        });
     };
     let (head, tail) = recording.split_at(last + 1);
     let host = Device::cpu(&Options::default());

@@ -79,6 +79,9 @@ pub struct Cache {
     spare: View,
 }
 
+/// How many tokens a page may have.
+pub const PAGES: [u32; 4] = [16, 32, 64, 128];
+
 impl Cache {
     /// Allocates the whole cache.
     ///
@@ -86,7 +89,7 @@ impl Cache {
     /// [`Error::Usage`] for another page size, [`Error::Capacity`] where a page is larger than a binding
     /// may be, and [`Error::OutOfMemory`].
     pub fn new(device: &Device, shape: &CacheShape) -> Result<Cache> {
-        if ![16, 32, 64, 128].contains(&shape.page) {
+        if !PAGES.contains(&shape.page) {
             let (expected, found) = ("16, 32, 64 or 128".into(), shape.page.to_string());
             return Err(Error::Usage { what: "tokens a page".into(), expected, found });
         }

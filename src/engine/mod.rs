@@ -10,7 +10,7 @@ mod pages;
 mod step;
 
 pub use bisect::{run_until, stages};
-pub use cache::{Cache, CacheShape, LatentPages, State};
+pub use cache::{Cache, CacheShape, LatentPages, PAGES, State};
 pub use generate::Request;
 pub use options::Options;
 pub use pages::{PageCopy, Pages, SequenceId};

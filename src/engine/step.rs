@@ -16,7 +16,7 @@ use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
 use crate::model::Model;
 use crate::model::forward::{Forward, Limits, Step};
-use crate::model::plan::{LOGITS_BYTES, halved, step_tokens};
+use crate::model::plan::{LOGITS_BYTES, check_bindings, halved, step_tokens};
 
 /// Where a step's ids come from.
 #[derive(Clone, Copy, PartialEq)]
@@ -86,12 +86,14 @@ impl Engine {
     /// # Errors
     /// [`Error::OutOfMemory`], and [`Error::Usage`] for numbers that make no sense.
     pub fn new(device: &Device, model: Model, options: &Options) -> Result<Engine> {
+        check_bindings(&model.config, options.format, device.caps())?;
         let usual = step_tokens(&model.config, Some(device.caps())).max(options.sequences);
         let step_tokens = options.step_tokens.unwrap_or(usual);
         let numbers = [
             ("the context", options.context, 1),
             ("sequences", options.sequences, 1),
             ("tokens of a step", step_tokens, options.sequences),
+            ("tokens a page", options.page, 1), // the cache says which
         ];
         for (what, found, least) in numbers {
             if found < least {

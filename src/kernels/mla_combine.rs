@@ -212,6 +212,8 @@ impl Kernel for MlaCombine {
             shape(lite, 3, mixed, 0, f16),
             shape((32, 24, 40), 9, &[(2, 1), (1, 3)], 0, f16),
             shape((16, 8, 8), 1, &[(1, 256), (4, 1)], 0, f16),
+            // More splits than the lanes have under way at once.
+            shape((512, 8, 8), 1, &[(1, 130)], 0, f16),
             shape((1040, 8, 16), 2, &[(1, 7)], 0, f16),
             shape((32, 24, 40), 3, &[(20, 2), (1, 3), (0, 0), (3, 4)], 0, f16),
             Shape { hint: 64, ..shape((1040, 8, 16), 3, mixed, 0, f16) },

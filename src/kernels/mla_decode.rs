@@ -112,6 +112,20 @@ pub(super) fn block_rows(rows: u32) -> u32 {
     ROWS.into_iter().min_by_key(cost).expect("there are some")
 }
 
+/// The portable tuning: in WebGPU's workgroup memory where that holds it, else in the adapter's.
+fn portable(spec: &Spec, caps: &Caps) -> Option<Tuning> {
+    // The widest records of f32 leave room for fewer rows.
+    let within = |bytes| {
+        let fit = |rows| {
+            let few = Tuning { rows, tile: 8, workgroup: FEW, subgroups: false };
+            let fits = FEW / (rows / 2) >= FEW_LANES && few.bytes(spec, few.scratch()) <= bytes;
+            if fits { Some(few) } else { Tuning::fit(spec, rows, false, Tuning::scratch, bytes) }
+        };
+        [block_rows(spec.rows), 16, 8, 4].into_iter().find_map(fit)
+    };
+    within(Caps::portable().workgroup_bytes).or_else(|| within(caps.workgroup_bytes))
+}
+
 /// What a call reads and writes.
 pub struct Args<'a> {
     /// `[sequences]` [`Sequence`].
@@ -173,18 +187,13 @@ impl Kernel for MlaDecode {
     type Spec = Spec;
     type Tuning = Tuning;
 
+    fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
+        let why = || format!("4 records of {} values in {} bytes of workgroup memory", spec.width(), caps.workgroup_bytes);
+        portable(spec, caps).is_none().then(why)
+    }
+
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
-        // The widest records of f32 leave room for fewer rows.
-        let portable = |bytes| {
-            let fit = |rows| {
-                let few = Tuning { rows, tile: 8, workgroup: FEW, subgroups: false };
-                let fits = FEW / (rows / 2) >= FEW_LANES && few.bytes(spec, few.scratch()) <= bytes;
-                if fits { Some(few) } else { Tuning::fit(spec, rows, false, Tuning::scratch, bytes) }
-            };
-            [block_rows(spec.rows), 16, 8, 4].into_iter().find_map(fit)
-        };
-        let tuning = portable(Caps::portable().workgroup_bytes).or_else(|| portable(caps.workgroup_bytes));
-        let tuning = tuning.unwrap_or_else(|| panic!("mla_decode: records of {spec:?} do not fit workgroup memory"));
+        let Some(tuning) = portable(spec, caps) else { return Vec::new() };
         let mut variants = vec![Variant { name: "portable", tuning }];
         if caps.subgroups.is_some_and(|(least, _)| least >= 8) {
             let tuning = Tuning::fit(spec, block_rows(spec.rows), true, Tuning::scratch, caps.workgroup_bytes);
@@ -194,7 +203,8 @@ impl Kernel for MlaDecode {
     }
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
-        let variant = Self::variants(spec, caps).pop().expect("the portable variant is always there");
+        let variant = Self::variants(spec, caps).pop();
+        let variant = variant.unwrap_or_else(|| panic!("mla_decode: {:?}", Self::refusal(spec, caps)));
         let Tuning { rows, tile, subgroups, .. } = variant.tuning;
         let how = if subgroups { "products summed by shuffles" } else { "products summed in workgroup memory" };
         Choice { why: format!("{rows} of {} rows a block, {tile} tokens a tile, {how}", spec.rows), variant }

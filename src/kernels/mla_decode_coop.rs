@@ -68,11 +68,12 @@ const MOST_WIDTH: u32 = 576;
 /// Workgroups that fill a large device once: each has the registers of a compute unit to itself.
 pub const WORKGROUPS: u32 = 128;
 /// What a split costs a workgroup of 1 and of 4 blocks, measured with a batch of 128 on an H100: 32 rows take 349 us
-/// in blocks of 16 and 376 in one of 64, 64 rows 656 and 362.
+/// in blocks of 16 and 376 in one of 64, 64 rows 656 and 387 (blocks of 64 take 6 % less since).
 const COSTS: [(u32, u32); 2] = [(1, 3), (4, 7)];
 
 /// Where blocks of 16 rows take less time than one of 64, which [`COSTS`] prefers: one sequence of 64 rows takes an H100
-/// 15.9 us in blocks of 16 and 24.6 in one of 64 with 128 tokens, 19.3 and 27.2 with 4,096, 55 and 51 with 32,768.
+/// 15.9 us in blocks of 16 and 24.6 in one of 64 with 128 tokens, 19.7 and 27.2 with 4,096, 55 and 53 with 32,768 (blocks
+/// of 64 take 6 % less since).
 const LITTLE: Little = Little { rows: 16, most: 1 << 19 };
 
 /// The rows of a workgroup for which all workgroups together cost least.

@@ -93,6 +93,9 @@ impl Sampler {
     }
 }
 
+/// The most ids of a vocabulary.
+pub const MOST_VOCABULARY: u32 = 1 << 18;
+
 /// What is read back of a row: an element of `records`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -208,7 +211,7 @@ impl Sample {
     /// When the stride is no multiple of 4 or less than the vocabulary, or that is 0 or over 262,144.
     pub fn record(&self, recording: &mut Recording, params: Params, args: Args) {
         let Params { rows, vocabulary, stride } = params;
-        assert!((1..=1 << 18).contains(&vocabulary), "sample: a vocabulary of {vocabulary}, not 1 to 262,144");
+        assert!((1..=MOST_VOCABULARY).contains(&vocabulary), "sample: a vocabulary of {vocabulary}, not 1 to 262,144");
         assert!(stride.is_multiple_of(4) && stride >= vocabulary, "sample: stride {stride} for {vocabulary} ids");
         let bindings = vec![
             ("batch", args.batch),

@@ -64,7 +64,8 @@ impl Attention {
             match MlaDecodeFused::refusal(&spec, caps) {
                 None => Ok(MlaDecodeFused::chosen(&spec, caps)),
                 Some(found) => {
-                    let (what, expected) = ("fused attention".into(), format!("widths that fit {}", caps.label()));
+                    let (what, expected) =
+                        ("fused attention (--attention)".into(), format!("widths that fit {}", caps.label()));
                     Err(Error::Usage { what, expected, found })
                 }
             }

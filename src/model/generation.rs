@@ -65,15 +65,22 @@ impl Generation {
         eos.extend(config.eos.iter().copied().chain(end));
         eos.sort_unstable();
         eos.dedup();
-        let weight = |name: &str| Ok::<_, Error>(fields.weight_or_none(name)?.map(|value| value as f32));
+        let weight = |name: &str, most: f64, expected: &str| match fields.weight_or_none(name)? {
+            Some(found) if found > most => Err(fields.wrong(name, expected, &found.to_string())),
+            found => Ok(found.map(|value| value as f32)),
+        };
+        let penalty = fields.number_or_none("repetition_penalty")?.map(|value| value as f32);
+        if let Some(found) = penalty.filter(|found| !found.is_finite() || *found <= 0.0) {
+            return Err(fields.wrong("repetition_penalty", "a number over 0 that f32 holds", &found.to_string()));
+        }
         Ok(Generation {
             eos,
             sample: fields.flag_or_none("do_sample")?,
-            temperature: weight("temperature")?,
+            temperature: weight("temperature", 1e30, "a number that f32 holds")?,
             top_k: fields.count_or_none("top_k", 0, u32::MAX)?,
-            top_p: weight("top_p")?,
-            min_p: weight("min_p")?,
-            repetition_penalty: fields.number_or_none("repetition_penalty")?.map(|value| value as f32),
+            top_p: weight("top_p", 1.0, "a probability from 0 to 1")?,
+            min_p: weight("min_p", 1.0, "a share from 0 to 1")?,
+            repetition_penalty: penalty,
         })
     }
 }
@@ -127,6 +134,10 @@ mod tests {
             (r#"{"eos_token_id": 320}"#, "eos_token_id: expected ids below 320, found 320"),
             (r#"{"eos_token_id": "</s>"}"#, "eos_token_id: expected a token id or a list of them"),
             (r#"{"temperature": -1}"#, "temperature: expected a number from 0 on, found -1"),
+            (r#"{"temperature": 1e300}"#, "temperature: expected a number that f32 holds"),
+            (r#"{"top_p": 5}"#, "top_p: expected a probability from 0 to 1, found 5"),
+            (r#"{"min_p": 1.5}"#, "min_p: expected a share from 0 to 1, found 1.5"),
+            (r#"{"repetition_penalty": 1e-300}"#, "repetition_penalty: expected a number over 0"),
             (r#"{"top_k": 0.5}"#, "top_k: expected a whole number"),
             ("[]", "expected a JSON object"),
             ("{", "a fault"),

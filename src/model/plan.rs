@@ -6,9 +6,10 @@ use super::config::{Config, Mla, Mlp, Moe};
 use super::prefill::piece_bytes;
 use super::tensors::{Expected, MlpTensors, MoeTensors, QueryTensors, Tensors};
 use crate::gpu::Caps;
+use crate::kernels::mla_decode::{self, MlaDecode};
 use crate::kernels::plan::{MOST_ROWS, workgroups};
 use crate::kernels::weights::WeightFormat;
-use crate::kernels::{gemm_coop, matrices};
+use crate::kernels::{Kernel, gemm_coop, matrices};
 use crate::num::record::RecordFormat;
 use crate::weights::{Checkpoint, Dtype};
 use crate::{Error, Result};
@@ -284,11 +285,20 @@ fn moes(config: &Config) -> impl Iterator<Item = &Moe> {
     })
 }
 
-/// Refuses a model of which a part that must stay in one binding is larger than bindings may be.
+/// Refuses a model of which a part that must stay in one binding is larger than bindings may be, or whose records,
+/// stored in `format`, are larger than workgroup memory.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] naming the part.
-pub fn check_bindings(config: &Config, caps: &Caps) -> Result<()> {
+pub fn check_bindings(config: &Config, format: RecordFormat, caps: &Caps) -> Result<()> {
+    let Mla { heads, latent, rope, .. } = config.mla;
+    if let Some(why) = MlaDecode::refusal(&mla_decode::Spec { latent, rope, format, rows: heads }, caps) {
+        return Err(Error::OutOfMemory {
+            adapter: caps.label(),
+            asked: format!("records of {format:?} with kv_lora_rank {latent} and qk_rope_head_dim {rope}"),
+            offered: format!("less than {why}"),
+        });
+    }
     let bytes = |rows: u32, columns: u32| (rows as usize * WeightFormat::Bf16.row_bytes(columns as usize)) as u64;
     let experts = moes(config).map(|moe| bytes(2 * moe.width, config.hidden).max(bytes(config.hidden, moe.width)));
     let head = bytes(config.mla.nope + config.mla.value, config.mla.latent);
@@ -361,6 +371,19 @@ mod tests {
         let exact = Plan { context: pages / 2 * 64, ..plan };
         assert_eq!((exact.fits(), Plan { context: exact.context + 64, ..exact }.fits()), (Some(true), Some(false)));
         assert_eq!(Plan { memory: None, ..plan }.largest_context(), None);
+    }
+
+    #[test]
+    fn records_that_workgroup_memory_does_not_hold_are_refused_before_loading() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/deepseek_v2_lite");
+        let mut config = Config::open(&folder).unwrap();
+        let caps = Caps::portable();
+        for format in RecordFormat::ALL {
+            assert!(check_bindings(&config, format, &caps).is_ok());
+        }
+        config.mla.latent = 8192;
+        let message = check_bindings(&config, RecordFormat::F16, &caps).unwrap_err().to_string();
+        assert!(message.contains("kv_lora_rank 8192") && message.contains("workgroup memory"), "{message}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::fields::Fields;
 use super::rope::{self, Fixed};
 use crate::Result;
 use crate::kernels::moe_route::{Groups, Scoring};
+use crate::kernels::sample::MOST_VOCABULARY;
 use crate::num::rope::RopeLayout;
 
 /// Reads a configuration: finds its row and takes the fields with it.
@@ -34,7 +35,7 @@ fn text_model(
         family,
         prefix,
         beside,
-        vocab: fields.count("vocab_size", 1, 1 << 24)?,
+        vocab: fields.count("vocab_size", 1, MOST_VOCABULARY)?,
         hidden,
         max_context: fields.count("max_position_embeddings", 1, rope::MOST)?,
         tied: match outer.flag_or_none("tie_word_embeddings")? {
@@ -104,7 +105,11 @@ fn mla(fields: &Fields, family: &Family, hidden: u32) -> Result<Mla> {
     let rope = multiple("qk_rope_head_dim", 2, 0)?;
     // MiniCPM3's published file leaves it out.
     let value = match family.peculiar == Peculiar::Scales && fields.get("v_head_dim").is_none() {
-        true => hidden / heads,
+        true if hidden >= heads && (hidden / heads).is_multiple_of(8) => hidden / heads,
+        true => {
+            let expected = "a multiple of 8 (hidden_size / num_attention_heads, where it is left out)";
+            return Err(fields.wrong("v_head_dim", expected, &format!("{hidden} / {heads}")));
+        }
         false => multiple("v_head_dim", 8, 8)?,
     };
     let shortcut = family.peculiar == Peculiar::Shortcut;

@@ -53,7 +53,7 @@ impl Tokenizer {
                 begin = Some(tokenizer.token_to_id(token).ok_or_else(missing)?);
             }
         }
-        let vocabulary = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id + 1);
+        let vocabulary = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
         Ok(Tokenizer(Arc::new(Inner { file: file.to_path_buf(), tokenizer, begin, vocabulary })))
     }
 

@@ -313,8 +313,8 @@ async fn load(
     let checkpoint = Checkpoint::open(folder)?;
     let tensors = Tensors::find(&config, &checkpoint)?;
     loading.plan(&config, &tensors.0, Some(&checkpoint))?.check("the memory that was given")?;
-    plan::check_bindings(&config, device.caps())?;
     let options = Options { context: loading.context(&config)?, format: loading.format()?, ..Options::default() };
+    plan::check_bindings(&config, options.format, device.caps())?;
     let before = gpu::allocated();
     let model = Model::load_found(device, config, &checkpoint, tensors, progress)?;
     drop(checkpoint);
