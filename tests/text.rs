@@ -171,6 +171,10 @@ fn the_readme_s_session_is_what_the_model_says() {
 fn a_prompt_that_does_not_fit_the_context_is_refused() {
     let ids = vec!["7"; 40].join(",");
     let output = run("long", &["run", "--prompt-tokens", &ids, "--ctx", "16"]);
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("40") && stderr(&output).contains("16"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("--ctx: expected at least the 40 tokens that are given, found 16"),
+        "{}",
+        stderr(&output)
+    );
 }
