@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use super::print;
-use super::run::answer;
+use super::run::{answer, some};
 use super::session::{Interrupt, ModelArgs, SampleArgs};
 use crate::gpu::Selector;
 use crate::text::{ChatOptions, Message};
@@ -57,11 +57,7 @@ impl Args {
                 continue;
             }
             messages.push(Message::user(line));
-            let all = text.chat(&messages, &ChatOptions::default())?;
-            if all.is_empty() {
-                let (what, expected, found) = ("the conversation".into(), "at least one token".into(), "none".into());
-                return Err(Error::Usage { what, expected, found });
-            }
+            let all = some(text.chat(&messages, &ChatOptions::default())?, "the conversation")?;
             let context = session.engine.options().context as usize;
             if all.len() >= context {
                 let (asked, limit) = (all.len() as u64, context as u64);

@@ -38,7 +38,7 @@ impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let found = self.model.find(false)?;
         let vocab = found.config.vocab as usize;
-        let mut session = self.model.open(found, (self.prompt_tokens.len(), self.prompt_tokens.len()), selector)?;
+        let mut session = self.model.open(found, (self.prompt_tokens.len(), 0), selector)?;
         let id = session.engine.create(&Sampler::default())?;
         let logits = block_on(session.engine.logits(id, &self.prompt_tokens))?;
         let shape = vec![self.prompt_tokens.len(), vocab];

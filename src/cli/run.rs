@@ -78,8 +78,7 @@ impl Args {
         let found = self.model.find(self.prompt.is_some())?;
         let prompt = self.ids(found.text.as_ref())?;
         let sampler = self.sample.sampler(&found.generation)?;
-        let tokens = (prompt.len(), prompt.len().saturating_add(self.sample.max_tokens));
-        let mut session = self.model.open(found, tokens, selector)?;
+        let mut session = self.model.open(found, (prompt.len(), self.sample.max_tokens), selector)?;
         let id = session.engine.create(&sampler)?;
         session.engine.see(id, &prompt)?;
         let shows = !self.json;
@@ -114,12 +113,17 @@ impl Args {
             }
             None => text.encode(prompt)?,
         };
-        if ids.is_empty() {
-            let (what, expected, found) = ("the prompt".into(), "at least one token".into(), "none".into());
-            return Err(Error::Usage { what, expected, found });
-        }
-        Ok(ids)
+        some(ids, "the prompt")
     }
+}
+
+/// The tokens of what a text was made of, unless there are none.
+pub(super) fn some(ids: Vec<u32>, what: &str) -> Result<Vec<u32>> {
+    if ids.is_empty() {
+        let (expected, found) = ("at least one token".into(), "none".into());
+        return Err(Error::Usage { what: what.into(), expected, found });
+    }
+    Ok(ids)
 }
 
 /// What a model said.

@@ -208,12 +208,12 @@ impl ModelArgs {
         Ok(Found { folder, config, text, generation })
     }
 
-    /// The context for so many tokens, of which the first `given` are there before the model adds any.
+    /// The context for tokens that are given, and so many more that may follow.
     ///
     /// # Errors
     /// [`Error::Usage`] where the given ones do not fit what `--ctx` or the model allows.
-    fn context(&self, config: &Config, (given, tokens): (usize, usize)) -> Result<u32> {
-        let needed = u32::try_from(tokens).unwrap_or(u32::MAX);
+    fn context(&self, config: &Config, (given, more): (usize, usize)) -> Result<u32> {
+        let needed = u32::try_from(given.saturating_add(more)).unwrap_or(u32::MAX);
         let context = self.ctx.unwrap_or(needed.max(CONTEXT).min(config.max_context));
         if context > config.max_context {
             let (expected, found) = (format!("at most the model's {}", config.max_context), context.to_string());
@@ -227,7 +227,7 @@ impl ModelArgs {
         Ok(context)
     }
 
-    /// Loads the checkpoint, for contexts of so many tokens: those that are given, and these with what follows.
+    /// Loads the checkpoint, for contexts of so many tokens: those that are given, and those that may follow.
     ///
     /// # Errors
     /// What does not fit is refused with the numbers before anything is loaded; and as [`Model::load`].

@@ -63,11 +63,11 @@ impl Plot {
             put(format_args!("<path d=\"M{left} {at:.1}H{right}\" stroke=\"#222\" stroke-dasharray=\"6 4\"/>\n"));
             put(format_args!("<text x=\"{}\" y=\"{:.1}\">{}</text>\n", left + 8.0, at - 6.0, escaped(name)));
         }
-        let ends: Vec<f64> = self.lines.iter().map(|(_, token)| y(*token as f64 * self.contexts.1 as f64)).collect();
+        let ends: Vec<f64> = self.lines.iter().map(|(_, token)| y(bytes(*token, self.contexts.1))).collect();
         let labels = apart(&ends);
         for (i, (name, token)) in self.lines.iter().enumerate() {
             let (colour, end, label) = (COLOURS[i % COLOURS.len()], ends[i], labels[i]);
-            let start = y(*token as f64 * self.contexts.0 as f64);
+            let start = y(bytes(*token, self.contexts.0));
             put(format_args!(
                 "<path d=\"M{left} {start:.1}L{right} {end:.1}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.5\"/>\n"
             ));
@@ -85,14 +85,17 @@ impl Plot {
 
     /// Logarithms of the least and greatest bytes, with some air.
     fn range(&self) -> (f64, f64) {
-        let ends = self
-            .lines
-            .iter()
-            .flat_map(|(_, token)| [self.contexts.0, self.contexts.1].map(|context| *token as f64 * context as f64));
+        let (first, last) = self.contexts;
+        let ends = self.lines.iter().flat_map(|(_, token)| [bytes(*token, first), bytes(*token, last)]);
         let all = ends.chain(self.level.iter().map(|(_, bytes)| *bytes as f64)).map(|bytes| bytes.max(1.0).log2());
         let (low, high) = all.fold((f64::INFINITY, 0.0), |(low, high): (f64, f64), log| (low.min(log), high.max(log)));
         (low.floor() - 1.0, high.ceil() + 1.0)
     }
+}
+
+/// Bytes of a context, which may be more than u64 holds.
+fn bytes(token: u64, context: u64) -> f64 {
+    token as f64 * context as f64
 }
 
 /// The labels' heights, moved down where two would touch.

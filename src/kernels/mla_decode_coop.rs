@@ -40,9 +40,9 @@ impl Tuning {
             return 2 * 16 * (pitch + 16 + 8) + 4 * (subgroups * 16 * 16 + 16 + 4);
         }
         let pitch = 8 * (16 * steps(spec) + 2);
-        let scores = if self.blocks == 1 { 16 * 640 } else { 16 * 1056 };
+        let scores = 16 * if self.blocks == 1 { 640 } else { 1056 }; // vec4<f32>
         let weight_pitch = 2 * (self.tile() + 8);
-        let held = if self.blocks == 4 && steps(spec) == 9 { 16 * 528 } else { 16 };
+        let held = if self.blocks == 4 && steps(spec) == 9 { 8 * 1056 } else { 16 }; // vec4<f16>
         self.tile() * pitch + scores + self.rows() * (weight_pitch + 4) + held + 16
     }
 }

@@ -64,8 +64,8 @@ pub trait Kernel: Sized + Send + Sync + 'static {
     /// What is chosen for speed.
     type Tuning: Clone + Debug + Send + Sync + 'static;
 
-    /// Why it cannot run `spec` under `caps` at all, for a kernel in whose place another serves; the others
-    /// run everywhere.
+    /// Why it cannot run `spec` under `caps` at all, for a kernel in whose place another serves, or whose
+    /// widths workgroup memory does not hold; the others run everywhere.
     fn refusal(_spec: &Self::Spec, _caps: &Caps) -> Option<String> {
         None
     }

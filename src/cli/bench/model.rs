@@ -56,8 +56,7 @@ impl ModelBench {
         crate::bench::clock::refuse(&block_on(Device::open(selector, &UNCHECKED))?)?;
         let found = self.model.find(false)?;
         let shaders = Options { checked: self.checked, zeroed: self.checked, ..UNCHECKED };
-        let tokens = work.context() as usize;
-        let mut session = self.model.open_with(found, (tokens, tokens), selector, &shaders)?;
+        let mut session = self.model.open_with(found, (work.context() as usize, 0), selector, &shaders)?;
         let device = session.engine.device().clone();
         let (clock, ceilings) = block_on(self.size.measure(&device))?;
         let depths = block_on(model::measure(&mut session.engine, &clock, &work, &ceilings))?;
