@@ -1,5 +1,6 @@
-//! Absorbed decode with the combine that writes latents alone: over shuffled pages in cold caches, each shape held
-//! against the f64 twin before it is timed.
+//! Absorbed decode over shuffled pages in cold caches, each shape held against the f64 twin before it is timed. Where a
+//! sequence has several splits, with the combine that writes latents; else the partials are the latents, and with them
+//! their log-sum-exps.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -340,8 +341,28 @@ impl Bench<'_> {
             tokens: contexts.len() as u32 * tokens,
             heads: *heads,
         };
-        combine.record(&mut recording, &args);
+        if !set.plan.is_single() {
+            combine.record(&mut recording, &args);
+        }
         recording
+    }
+
+    /// The latent of a row and its log-sum-exp in base 2, as found: the merged ones, or a partial where that is all.
+    async fn found(&self, io: &Io, set: &Set) -> Result<impl Fn(usize) -> (Vec<f32>, f64) + use<>> {
+        let (r, heads, tokens) = (WIDTHS.0 as usize, self.shape.heads as usize, self.shape.tokens as usize);
+        let views = if set.plan.is_single() { vec![io.partials.view()] } else { vec![io.output.view(), io.lse.view()] };
+        let read = self.device.read(&views).await?;
+        let read: Vec<Vec<f32>> = read.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
+        let mut first = vec![0; set.batch.len()];
+        set.plan.splits.iter().for_each(|split| first[split.sequence as usize] = split.partial as usize * heads);
+        Ok(move |row: usize| match &read[..] {
+            [output, lse] => (output[row * r..][..r].to_vec(), f64::from(lse[row]) * std::f64::consts::LOG2_E),
+            _ => {
+                let sequence = row / heads / tokens;
+                let at = (first[sequence] + row - sequence * tokens * heads) * (r + 4);
+                (read[0][at..][..r].to_vec(), f64::from(read[0][at + r]))
+            }
+        })
     }
 
     /// Runs a set and holds some rows against the twin: how many, and the worst one's error.
@@ -356,8 +377,7 @@ impl Bench<'_> {
         let (r, width, heads) = (WIDTHS.0 as usize, (WIDTHS.0 + WIDTHS.1) as usize, self.shape.heads as usize);
         self.device.prepare(recording).await?;
         self.device.submit(recording)?;
-        let read = self.device.read(&[io.output.view(), io.lse.view()]).await?;
-        let [output, lse] = [&read[0], &read[1]].map(|bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes));
+        let results = self.found(io, set).await?;
         let rows = self.shape.rows();
         let count = CHECKED.min(rows);
         // From the first to the last, of all sequences and heads.
@@ -376,11 +396,11 @@ impl Bench<'_> {
         let most = if on_matrices { ROUNDED } else { EXACT };
         let mut worst: f64 = 0.0;
         for (row, (values, expected_lse)) in sampled.iter().zip(&expected) {
-            let found = &output[row * r..][..r];
-            let error: f64 = values.iter().zip(found).map(|(e, f)| (e - f64::from(*f)).powi(2)).sum();
+            let (found, lse) = results(*row);
+            let error: f64 = values.iter().zip(&found).map(|(e, f)| (e - f64::from(*f)).powi(2)).sum();
             let size: f64 = values.iter().map(|e| e * e).sum();
             let error = (error / size).sqrt();
-            let off = (f64::from(lse[*row]) - expected_lse * std::f64::consts::LN_2).abs();
+            let off = (lse - expected_lse).abs() * std::f64::consts::LN_2;
             if !(error <= most && off <= 1e-3) {
                 let place = format!("head {} of token {}", row % heads, row / heads);
                 return Ok(Err(format!(

@@ -88,8 +88,8 @@ impl Shader {
     /// Starts from a kernel file.
     pub fn of(source: Source) -> ShaderBuilder {
         ShaderBuilder(Shader {
-            // A kernel's other shader, for any matrix units, is the same kernel.
-            kernel: source.name.strip_suffix("_any").unwrap_or(source.name),
+            // A kernel's other shaders, for any matrix units and for many rows, are the same kernel.
+            kernel: ["_any", "_rows64"].iter().find_map(|end| source.name.strip_suffix(end)).unwrap_or(source.name),
             extensions: Extensions::default(),
             source,
             constants: Vec::new(),

@@ -15,23 +15,13 @@ use crate::{Result, reference, wgsl};
 /// How it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tuning {
-    /// Blocks of 16 (token, head) rows that share a read of a record: 1 or 4.
-    pub blocks: u32,
-    /// For these matrix units, in 32 KiB and with one block; else for [`MatrixUnits::TUNED`].
+    /// (Token, head) rows that share a read of a record: 16 or 64.
+    pub rows: u32,
+    /// For these matrix units, in 32 KiB and with 16 rows; else for [`MatrixUnits::TUNED`].
     pub any: Option<MatrixUnits>,
 }
 
 impl Tuning {
-    /// (Token, head) rows of a workgroup.
-    pub fn rows(&self) -> u32 {
-        16 * self.blocks
-    }
-
-    /// Tokens of a tile.
-    fn tile(&self) -> u32 {
-        if self.blocks == 1 { 32 } else { 16 }
-    }
-
     /// Bytes of the shader's workgroup variables.
     fn bytes(&self, spec: &Spec) -> u32 {
         if let Some(units) = self.any {
@@ -39,20 +29,20 @@ impl Tuning {
             let pitch = spec.width().next_multiple_of(subgroups * units.size) + 8;
             return 2 * 16 * (pitch + 16 + 8) + 4 * (subgroups * 16 * 16 + 16 + 4);
         }
-        let pitch = 8 * (16 * steps(spec) + 2);
-        let scores = 16 * if self.blocks == 1 { 640 } else { 1056 }; // vec4<f32>
-        let weight_pitch = 2 * (self.tile() + 8);
-        let held = if self.blocks == 4 && steps(spec) == 9 { 8 * 1056 } else { 16 }; // vec4<f16>
-        self.tile() * pitch + scores + self.rows() * (weight_pitch + 4) + held + 16
+        let tile = 32 * 8 * (16 * steps(spec) + 2); // of 32 tokens, or two of 16
+        tile + match self.rows {
+            16 => 16 * 640 + 16 * (2 * (32 + 8) + 4) + 16,
+            _ => 16 * 544 + 64 * 2 * (16 + 8),
+        }
     }
 }
 
 /// The ways under `caps`; none where its matrix units or workgroup memory do not suit. The last one is for any units.
 fn tunings(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
     let Ok(units) = caps.matrix_units() else { return Vec::new() };
-    let tuned = [("rows16", 1), ("rows64", 4)].map(|(name, blocks)| (name, Tuning { blocks, any: None }));
+    let tuned = [("rows16", 16), ("rows64", 64)].map(|(name, rows)| (name, Tuning { rows, any: None }));
     let tuned = tuned.into_iter().filter(|_| units == MatrixUnits::TUNED);
-    let all = tuned.chain([("any", Tuning { blocks: 1, any: Some(units) })]);
+    let all = tuned.chain([("any", Tuning { rows: 16, any: Some(units) })]);
     let fitting = all.filter(|(_, tuning)| tuning.bytes(spec) <= caps.workgroup_bytes);
     fitting.map(|(name, tuning)| Variant { name, tuning }).collect()
 }
@@ -123,11 +113,11 @@ impl Kernel for MlaDecodeCoop {
 
     fn tuning(spec: &Spec, caps: &Caps) -> Choice<Tuning> {
         let mut variants = Self::variants(spec, caps);
-        let takes = |tuning: &Tuning| tuning.any.is_none() && tuning.rows() == block_rows(spec.rows);
+        let takes = |tuning: &Tuning| tuning.any.is_none() && tuning.rows == block_rows(spec.rows);
         variants.sort_by_key(|variant| !takes(&variant.tuning));
         let best = variants.into_iter().next();
         let variant = best.unwrap_or_else(|| panic!("mla_decode_coop: {:?}", Self::refusal(spec, caps)));
-        let rows = variant.tuning.rows();
+        let rows = variant.tuning.rows;
         let which = if rows == 16 { "few" } else { "many" };
         let size = variant.tuning.any.unwrap_or(MatrixUnits::TUNED).size;
         let why = match variant.tuning.any {
@@ -146,7 +136,11 @@ impl Kernel for MlaDecodeCoop {
             (RecordFormat::Fp8, Some(_)) => ("vec4<u32>", vec![halves, codes, scalars, wgsl!("lib/staged_fp8")]),
             (RecordFormat::F32, _) => panic!("mla_decode_coop: records of f32 are refused"),
         };
-        let source = if tuning.any.is_some() { wgsl!("mla_decode_coop_any") } else { Self::SOURCE };
+        let source = match (tuning.any, tuning.rows) {
+            (Some(_), _) => wgsl!("mla_decode_coop_any"),
+            (None, 64) => wgsl!("mla_decode_coop_rows64"),
+            (None, _) => Self::SOURCE,
+        };
         let shader = Shader::of(source)
             .u32("R", spec.latent)
             .u32("P", spec.rope)
@@ -161,8 +155,8 @@ impl Kernel for MlaDecodeCoop {
             None => shader
                 .u32("STEPS", steps(spec))
                 .u32("COLUMNS", spec.latent.div_ceil(128))
-                .u32("BLOCKS", tuning.blocks)
-                .u32("TILE", tuning.tile())
+                .u32("ROWS", tuning.rows)
+                .module(wgsl!("lib/block_coop"))
                 .f16()
                 .subgroups()
                 .cooperative_matrix()
@@ -206,7 +200,7 @@ impl MlaDecodeCoop {
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         assert!(args.page.is_multiple_of(16), "mla_decode_coop: pages of {} tokens", args.page);
         let twin = reference::mla_decode_coop::query;
-        mla_decode::record(&self.shader, &self.spec, self.tuning.rows(), twin, recording, args);
+        mla_decode::record(&self.shader, &self.spec, self.tuning.rows, twin, recording, args);
     }
 }
 
@@ -233,12 +227,12 @@ impl Decoder {
         let refused = MlaDecodeCoop::refusal(spec, device.caps()).is_some() || !page.is_multiple_of(16);
         if !refused {
             if let Some(usual) = Self::tried(spec, device, "mla_decode runs")? {
-                let little = match usual.tuning.rows() > LITTLE.rows {
+                let little = match usual.tuning.rows > LITTLE.rows {
                     true => Self::tried(&Spec { rows: LITTLE.rows, ..spec.clone() }, device, "larger blocks run")?,
                     false => None,
                 };
                 // What was measured on this adapter may be another.
-                let little = little.filter(|kernel| kernel.tuning.rows() == LITTLE.rows);
+                let little = little.filter(|kernel| kernel.tuning.rows == LITTLE.rows);
                 return Ok(Decoder::Matrices { usual, little });
             }
         }
@@ -258,7 +252,7 @@ impl Decoder {
     pub fn rows(&self) -> u32 {
         match self {
             Decoder::Plain(kernel) => kernel.tuned().rows,
-            Decoder::Matrices { usual, .. } => usual.tuned().rows(),
+            Decoder::Matrices { usual, .. } => usual.tuned().rows,
         }
     }
 
@@ -299,7 +293,7 @@ impl Decoder {
         match self {
             Decoder::Plain(kernel) => kernel.record(recording, args),
             Decoder::Matrices { usual, little } => {
-                let fits = |kernel: &&MlaDecodeCoop| kernel.tuned().rows() == args.plan.rows;
+                let fits = |kernel: &&MlaDecodeCoop| kernel.tuned().rows == args.plan.rows;
                 let kernel = [Some(usual), little.as_ref()].into_iter().flatten().find(fits);
                 kernel.expect("the plan is for one of the kernels").record(recording, args);
             }
@@ -370,7 +364,7 @@ mod tests {
         let variants = |caps: &Caps| {
             let choice = MlaDecodeCoop::tuning(&spec(128), caps);
             let names: Vec<_> = MlaDecodeCoop::variants(&spec(128), caps).iter().map(|variant| variant.name).collect();
-            (names, choice.variant.name, choice.variant.tuning.rows())
+            (names, choice.variant.name, choice.variant.tuning.rows)
         };
         assert_eq!(variants(&Caps::matrices()), (vec!["rows16", "rows64", "any"], "rows64", 64));
         let small = Caps { workgroup_bytes: 32 << 10, ..Caps::matrices() };
@@ -388,7 +382,7 @@ mod tests {
     fn few_rows_run_in_blocks_of_16_and_many_in_blocks_of_64() {
         for (rows, expected) in [(1, 16), (16, 16), (32, 16), (33, 64), (64, 64), (128, 64), (80, 64)] {
             let choice = MlaDecodeCoop::tuning(&spec(rows), &Caps::matrices());
-            assert_eq!(choice.variant.tuning.rows(), expected, "{rows} rows: {}", choice.why);
+            assert_eq!(choice.variant.tuning.rows, expected, "{rows} rows: {}", choice.why);
         }
     }
 }
