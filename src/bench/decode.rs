@@ -8,17 +8,17 @@ use serde::Serialize;
 use super::Spread;
 use super::ceilings::Ceilings;
 use super::clock::Clock;
+use super::decode_io::{Io, Set};
 use super::pages::Pages;
 use super::published::{Published, published};
-use super::sets::Sets;
 use super::shape::{Asked, PAGE, Shape, WIDTHS};
 use super::way::{Way, decoder};
-use crate::gpu::{Buffer, Caps, Device, Recording};
+use crate::gpu::{Caps, Device, Recording};
 use crate::kernels::inputs::Inputs;
 use crate::kernels::mla_combine::{self, MlaCombine, Output};
 use crate::kernels::mla_decode::{self, Spec};
 use crate::kernels::mla_decode_coop::Decoder;
-use crate::kernels::plan::{self, Borders, Plan, Target};
+use crate::kernels::plan::{self, Borders, Target};
 use crate::kernels::weights::WeightFormat;
 use crate::kernels::{Kernel, Sequence};
 use crate::num::record::RecordFormat;
@@ -56,7 +56,7 @@ pub struct Figure {
     pub keys: Vec<String>,
     /// Splits of all contexts together.
     pub splits: usize,
-    /// The time of decode and combine together.
+    /// The time of decode, and of the combine where sequences have several splits.
     #[serde(flatten)]
     pub time: Spread,
     /// Bytes of records, each read once.
@@ -188,14 +188,6 @@ struct Bench<'a> {
     shape: &'a Shape,
     format: RecordFormat,
     work: &'a Work,
-}
-
-/// One set of sequences on their own pages.
-struct Set {
-    batch: Vec<Sequence>,
-    table: Vec<u32>,
-    plan: Plan,
-    queries: Vec<f32>,
 }
 
 impl Bench<'_> {
@@ -347,24 +339,6 @@ impl Bench<'_> {
         recording
     }
 
-    /// The latent of a row and its log-sum-exp in base 2, as found: the merged ones, or a partial where that is all.
-    async fn found(&self, io: &Io, set: &Set) -> Result<impl Fn(usize) -> (Vec<f32>, f64) + use<>> {
-        let (r, heads, tokens) = (WIDTHS.0 as usize, self.shape.heads as usize, self.shape.tokens as usize);
-        let views = if set.plan.is_single() { vec![io.partials.view()] } else { vec![io.output.view(), io.lse.view()] };
-        let read = self.device.read(&views).await?;
-        let read: Vec<Vec<f32>> = read.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
-        let mut first = vec![0; set.batch.len()];
-        set.plan.splits.iter().for_each(|split| first[split.sequence as usize] = split.partial as usize * heads);
-        Ok(move |row: usize| match &read[..] {
-            [output, lse] => (output[row * r..][..r].to_vec(), f64::from(lse[row]) * std::f64::consts::LOG2_E),
-            _ => {
-                let sequence = row / heads / tokens;
-                let at = (first[sequence] + row - sequence * tokens * heads) * (r + 4);
-                (read[0][at..][..r].to_vec(), f64::from(read[0][at + r]))
-            }
-        })
-    }
-
     /// Runs a set and holds some rows against the twin: how many, and the worst one's error.
     async fn check(
         &self,
@@ -377,7 +351,7 @@ impl Bench<'_> {
         let (r, width, heads) = (WIDTHS.0 as usize, (WIDTHS.0 + WIDTHS.1) as usize, self.shape.heads as usize);
         self.device.prepare(recording).await?;
         self.device.submit(recording)?;
-        let results = self.found(io, set).await?;
+        let results = io.found(self.device, self.shape, set).await?;
         let rows = self.shape.rows();
         let count = CHECKED.min(rows);
         // From the first to the last, of all sequences and heads.
@@ -416,35 +390,6 @@ impl Bench<'_> {
 /// The most error of a row of f32 sums, and of one with queries and weights rounded to f16.
 const EXACT: f64 = 5e-5;
 const ROUNDED: f64 = 2e-3;
-
-/// What runs read and write beside the cache: apart for each set, but for what is written and read at once.
-struct Io {
-    batch: Sets,
-    splits: Sets,
-    table: Sets,
-    queries: Sets,
-    rows: Buffer,
-    partials: Buffer,
-    output: Buffer,
-    lse: Buffer,
-}
-
-impl Io {
-    fn new(device: &Device, shape: &Shape, sets: &[Set]) -> Result<Io> {
-        let r = u64::from(WIDTHS.0);
-        let (rows, partials) = (shape.rows() as u64, sets.iter().map(|set| set.plan.partials).max().unwrap_or(1));
-        Ok(Io {
-            batch: Sets::new(device, sets, |set| &set.batch, "batch")?,
-            splits: Sets::new(device, sets, |set| &set.plan.splits, "splits")?,
-            table: Sets::new(device, sets, |set| &set.table, "block table")?,
-            queries: Sets::new(device, sets, |set| &set.queries, "queries")?,
-            rows: device.upload(&Sequence::rows(&sets[0].batch), "rows")?,
-            partials: device.alloc(u64::from(partials * shape.heads) * 4 * (r + 4), "partials")?,
-            output: device.alloc(4 * rows * r, "output")?,
-            lse: device.alloc(4 * rows, "lse")?,
-        })
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -506,6 +451,6 @@ mod tests {
         let gain = f16.time.median_us / fp8.time.median_us;
         assert!((fp8.gain_over_f16.unwrap() - gain).abs() < 1e-9 && f16.gain_over_f16.is_none());
         assert_eq!((fp8.bytes, f16.bytes, f16.asked.contexts.len()), (64.0 * 656.0, 64.0 * 1152.0, 1));
-        assert!(f16.keys.len() == 2 && f16.splits == 1 && f16.time.runs >= 2, "{f16:?}");
+        assert!(f16.keys.len() == 1 && f16.splits == 1 && f16.time.runs >= 2, "{f16:?}");
     }
 }

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod ceilings;
 pub mod clock;
 pub mod decode;
+mod decode_io;
 pub mod layer_weights;
 mod layers;
 pub mod model;

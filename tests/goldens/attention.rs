@@ -107,7 +107,7 @@ impl Inputs<'_> {
         let mut batch = [sequence];
         let rows = match decoder {
             Decoder::Plain(kernel) => kernel.tuned().rows,
-            Decoder::Matrices(kernel) => kernel.tuned().rows(),
+            Decoder::Matrices(kernel) => kernel.tuned().rows,
         };
         let target = Target {
             page: PAGE as u32,
