@@ -72,8 +72,8 @@ def decode(all_records):
         shapes.setdefault(key, {})[kernel] = figure
     if not shapes:
         return ""
-    text = "Absorbed decode with its combine: records of 512 + 64 values in shuffled pages of 64 tokens, caches cold, "
-    text += "medians; the bandwidth counts each record once.\n\n"
+    text = "Absorbed decode, and its combine where a sequence has several splits: records of 512 + 64 values in "
+    text += "shuffled pages of 64 tokens, caches cold, medians; the bandwidth counts each record once.\n\n"
     times = [f"{kernel}, us" for kernel in kernels]
     header = ["sequences", "context", "heads", "new", "dtype", *times, "GB/s", "TFLOP/s", "of ceiling", "beside"]
     rows = []

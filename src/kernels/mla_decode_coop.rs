@@ -57,14 +57,15 @@ const MOST_LATENT: u32 = 512;
 const MOST_WIDTH: u32 = 576;
 /// Workgroups that fill a large device once: each has the registers of a compute unit to itself.
 pub const WORKGROUPS: u32 = 128;
-/// What a split costs a workgroup of 1 and of 4 blocks, measured with a batch of 128 on an H100: 32 rows take 349 us
-/// in blocks of 16 and 376 in one of 64, 64 rows 656 and 387 (blocks of 64 take 6 % less since).
+/// What a split costs a workgroup of 16 and of 64 rows, measured on an H100 when blocks of 64 took a fifth more than now:
+/// with a batch of 128, 32 rows take 335 us in blocks of 16, and 33 rows 312 in one of 64; but with one sequence of
+/// 131,072 tokens 97 and 102, with 32,768 37 and 48. One sequence is what an engine has: blocks of 16 are kept for 32.
 const COSTS: [(u32, u32); 2] = [(1, 3), (4, 7)];
 
 /// Where blocks of 16 rows take less time than one of 64, which [`COSTS`] prefers: one sequence of 64 rows takes an H100
-/// 15.9 us in blocks of 16 and 24.6 in one of 64 with 128 tokens, 19.7 and 27.2 with 4,096, 55 and 53 with 32,768 (blocks
-/// of 64 take 6 % less since).
-const LITTLE: Little = Little { rows: 16, most: 1 << 19 };
+/// 19.1 us in blocks of 16 with 4,096 tokens and 23.9 with 8,192, and in one of 64 42.6 with 16,384 and 53.4 with 32,768,
+/// where blocks of 16 took 55; with as many pairs as 64 rows and 16,384 tokens have, 32 rows take 36.9 in blocks of 16.
+const LITTLE: Little = Little { rows: 16, most: 1 << 20 };
 
 /// The rows of a workgroup for which all workgroups together cost least.
 pub(super) fn block_rows(rows: u32) -> u32 {
@@ -354,7 +355,7 @@ mod tests {
             let table: Vec<u32> = (0..context.div_ceil(64)).collect();
             plan(&mut batch, &table, &target).unwrap().rows
         };
-        assert_eq!([1, 4096, 8192, 8193, 131_072].map(rows), [16, 16, 16, 64, 64]);
+        assert_eq!([1, 4096, 16_384, 16_385, 131_072].map(rows), [16, 16, 16, 64, 64]);
         let filled = |device_type| decoder.workgroups(&Caps { device_type, ..Caps::matrices() });
         assert_eq!([DeviceType::Discrete, DeviceType::Integrated].map(filled), [128, 48]);
     }
