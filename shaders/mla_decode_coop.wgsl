@@ -3,8 +3,7 @@
 // 8 subgroups of 32: for the scores 4 quarters of a record times the tile's halves, for the values COLUMNS fragments
 // of 16 columns each. Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Grid: x blocks of rows of the longest sequence, y splits of one cache chunk.
-// lib: batch, rows_* (record_of), score_* (score, NOTHING), record_* (Part, fetch, keep, quad_at, query_of, output_of),
-// block_coop.
+// lib: batch, score_* (score, NOTHING), record_* (Part, keep, quad_at, output_of), block_coop, and for it rows_*.
 // Constants: R latent and P rope width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up,
 // ROWS, which is 16; Cell, an element of the cache.
 

@@ -5,8 +5,7 @@
 // Outputs are rescaled in a second loop alone, which goes on where a maximum has moved: where the code for it stands in
 // the first one, drivers copy the outputs' registers at every tile.
 // Grid: x blocks of rows of the longest sequence, y splits of one cache chunk.
-// lib: batch, rows_* (record_of), score_* (score, NOTHING), record_* (Part, fetch, keep, quad_at, query_of, output_of),
-// block_coop.
+// lib: batch, score_* (score, NOTHING), record_* (Part, keep, quad_at, output_of), block_coop, and for it rows_*.
 // Constants: R latent and P rope width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up,
 // ROWS, which is 64; Cell, an element of the cache.
 
@@ -27,17 +26,18 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> partials: array<vec4<f32>>;  // [partial tokens, heads, R / 4 + 1]
 
 const TILE = 16u;
-const SLOT = TILE * PITCH;    // vec4<f16> from one tile to the next
-const HALF_STEPS = 2u * STEPS;   // fragments of a row's 16 columns in a half of a record
-const SCORE_PITCH = 34u;      // vec4 of a row, of 2 halves of 4 blocks: 32 bytes more, for the banks, factors and the flag
-const FLAG = 33u;             // of the scores: the tile where a maximum moved last
-const WEIGHT_PITCH = 6u;      // vec4<f16>
+const SLOT = TILE * PITCH;      // vec4<f16> from one tile to the next
+const HALF_STEPS = 2u * STEPS;  // fragments of a row's 16 columns in a half of a record
+const SCORE_PITCH = 34u;        // vec4 of a row, of 2 halves of 4 blocks: 32 bytes more, for the banks, factors and the flag
+const FLAG = 33u;               // of the scores: the tile where a maximum moved last
+const UNMOVED = 0x7f000000u;    // no tile, and a number as f32
+const WEIGHT_PITCH = 6u;        // vec4<f16>
 
-var<workgroup> tile: array<vec4<f16>, 2u * SLOT>;                 // at first 16 rows of queries
-var<workgroup> scores: array<vec4<f32>, 16u * SCORE_PITCH>;       // and scratch of 16 x 4 a subgroup
+var<workgroup> tile: array<vec4<f16>, 2u * SLOT>;              // at first 16 rows of queries
+var<workgroup> scores: array<vec4<f32>, 16u * SCORE_PITCH>;    // and scratch of 16 x 4 a subgroup
 var<workgroup> weights: array<vec4<f16>, ROWS * WEIGHT_PITCH>;
 
-// Where a row's factor stands beside the scores, as component row / 16.
+// Where a row's factor stands beside the scores, as component row / 16. Lanes write components apart, as scalars.
 fn factor_at(row: u32) -> u32 {
   return row % 16u * SCORE_PITCH + 32u;
 }
@@ -110,7 +110,7 @@ fn write(sums: Sums, block: u32, j: u32, rows: vec2<u32>, at: vec2<u32>) {
   subgroupBarrier(); // the scratch is free
 }
 
-// The scores of a row for four tokens from `token` on, in the sums of both halves of the record.
+// A row's scores of four tokens from `token` on: the sums of both halves of the record, masked behind `end`.
 fn seen(sums: vec4<f32>, token: u32, end: u32) -> vec4<f32> {
   let low = vec2<f32>(score(sums.x, token, end), score(sums.y, token + 1u, end));
   return vec4<f32>(low, score(sums.z, token + 2u, end), score(sums.w, token + 3u, end));
@@ -171,7 +171,7 @@ fn main(
   let end = min(split.end, sequence.position + min(block_first + row, block_rows - 1u) / params.heads + 1u);
   var maximum = LOWEST;
   var total = 0.0;
-  if (index == 0u) { scores[FLAG].x = bitcast<f32>(NEVER); }
+  if (index == 0u) { scores[FLAG].x = bitcast<f32>(UNMOVED); }
 
   keep(place * PITCH, side, part);
   part = fetch_token(sequence.pages, split.begin + TILE + place, split.end, side);
@@ -213,7 +213,7 @@ fn main(
   for (; base < split.end; base += TILE) {
     keep(place * PITCH, side, part);
     part = fetch_token(sequence.pages, base + TILE + place, split.end, side);
-    if (index == 0u) { scores[FLAG].x = bitcast<f32>(NEVER); }
+    if (index == 0u) { scores[FLAG].x = bitcast<f32>(UNMOVED); } // set again below where this tile moves one
     workgroupBarrier();
     coopStoreT(scores_of(&q, columns), &scores[put], SCORE_PITCH);
     workgroupBarrier();

@@ -1,5 +1,5 @@
 // What the ways of mla_decode_coop for blocks of 16 and of 64 rows have in common.
-// lib: batch, rows_* (record_of), record_* (Part, fetch, quad_at, query_of). The kernel's: queries, tile.
+// lib: rows_* (record_of), record_* (Part, fetch, quad_at, query_of). The kernel's: queries, tile.
 // Constants: R latent width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up.
 
 alias Rows = coop_mat16x16<f16, A>;

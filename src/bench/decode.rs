@@ -211,15 +211,19 @@ impl Bench<'_> {
         }
         let io = Io::new(device, shape, &sets)?;
         let combine = self.combine();
-        let recording = |i: usize| self.record(&decoder, &combine, pages, &io, i, &sets[i]);
+        // Where each sequence has one split, in all sets, nothing is to be merged.
+        let combine = (!sets.iter().all(|set| set.plan.is_single())).then_some(&combine);
+        let recording = |i: usize| self.record(&decoder, combine, pages, &io, i, &sets[i]);
         let recordings: Vec<Recording> = (0..sets.len()).map(recording).collect();
         // The last set, so that a software driver does not find the first in its caches.
         let last = sets.len() - 1;
-        let (checked, error) =
-            match self.check(pages, &io, &sets[last], &recordings[last], decoder.on_matrices()).await? {
-                Ok(found) => found,
-                Err(why) => return Ok(Outcome::Wrong(format!("{variant}: {why}"))),
-            };
+        let (checked, error) = match self
+            .check(pages, &io, &sets[last], &recordings[last], (combine.is_some(), decoder.on_matrices()))
+            .await?
+        {
+            Ok(found) => found,
+            Err(why) => return Ok(Outcome::Wrong(format!("{variant}: {why}"))),
+        };
         let rounds = self.work.repeat.div_ceil(sets.len());
         let time = Spread::of(self.clock.time(device, &recordings, rounds).await?);
         let seconds = time.median_us * 1e-6;
@@ -299,7 +303,7 @@ impl Bench<'_> {
     fn record(
         &self,
         decoder: &Decoder,
-        combine: &MlaCombine,
+        combine: Option<&MlaCombine>,
         pages: &Pages,
         io: &Io,
         i: usize,
@@ -333,7 +337,7 @@ impl Bench<'_> {
             tokens: contexts.len() as u32 * tokens,
             heads: *heads,
         };
-        if !set.plan.is_single() {
+        if let Some(combine) = combine {
             combine.record(&mut recording, &args);
         }
         recording
@@ -346,12 +350,12 @@ impl Bench<'_> {
         io: &Io,
         set: &Set,
         recording: &Recording,
-        on_matrices: bool,
+        (merged, on_matrices): (bool, bool),
     ) -> Result<std::result::Result<(usize, f64), String>> {
         let (r, width, heads) = (WIDTHS.0 as usize, (WIDTHS.0 + WIDTHS.1) as usize, self.shape.heads as usize);
         self.device.prepare(recording).await?;
         self.device.submit(recording)?;
-        let results = io.found(self.device, self.shape, set).await?;
+        let results = io.found(self.device, self.shape, set, merged).await?;
         let rows = self.shape.rows();
         let count = CHECKED.min(rows);
         // From the first to the last, of all sequences and heads.
@@ -412,31 +416,38 @@ mod tests {
     #[test]
     fn a_kernel_that_is_wrong_anywhere_fails_the_check() {
         let device = crate::check::adapters(&Options::default()).remove(0);
-        let shape = Shape { heads: 3, contexts: vec![100, 70], tokens: 2 };
-        let (format, cold_bytes) = (RecordFormat::F16, 0);
-        let work =
-            Work { shapes: vec![shape.clone()], formats: vec![format], way: Way::Portable, repeat: 1, cold_bytes };
-        let clock = Clock { by: By::Timestamps, overhead_us: 0.0 };
-        let bench = Bench { device: &device, clock: &clock, ceilings: &CEILINGS, shape: &shape, format, work: &work };
-        let mut pages = bench.pages(shape.pages()).unwrap();
-        let spec = Spec { latent: 512, rope: 64, format, rows: 6 };
-        let (decoder, _) = decoder(&device, &spec, Way::Portable).unwrap().unwrap();
-        let set = bench.set(&mut pages, &decoder, 0).unwrap();
-        let sets = [set];
-        let io = Io::new(&device, &shape, &sets).unwrap();
-        let right = bench.record(&decoder, &bench.combine(), &pages, &io, 0, &sets[0]);
-        let check =
-            |recording: &Recording| pollster::block_on(bench.check(&pages, &io, &sets[0], recording, false)).unwrap();
-        assert!(check(&Recording::new()).is_err(), "nothing ran");
-        let (rows, error) = check(&right).unwrap();
-        assert!(rows == 8 && error < 1e-5, "{rows} rows, {error}");
-        let edited = right.changed(|call| {
-            if call.shader.kernel == "mla_decode" {
-                call.shader = call.shader.edited("lib/fold", "fold_total += weight;", "fold_total += weight * 1.001;");
-            }
-        });
-        let why = check(&edited).unwrap_err();
-        assert!(why.contains("is off by"), "{why}");
+        // With splits that are merged, and with one each.
+        for (contexts, single) in [(vec![100, 70], false), (vec![60, 40, 33], true)] {
+            let shape = Shape { heads: 3, contexts, tokens: 2 };
+            let (format, cold_bytes) = (RecordFormat::F16, 0);
+            let work =
+                Work { shapes: vec![shape.clone()], formats: vec![format], way: Way::Portable, repeat: 1, cold_bytes };
+            let clock = Clock { by: By::Timestamps, overhead_us: 0.0 };
+            let bench =
+                Bench { device: &device, clock: &clock, ceilings: &CEILINGS, shape: &shape, format, work: &work };
+            let mut pages = bench.pages(shape.pages()).unwrap();
+            let spec = Spec { latent: 512, rope: 64, format, rows: 6 };
+            let (decoder, _) = decoder(&device, &spec, Way::Portable).unwrap().unwrap();
+            let sets = [bench.set(&mut pages, &decoder, 0).unwrap()];
+            assert_eq!(sets[0].plan.is_single(), single);
+            let io = Io::new(&device, &shape, &sets).unwrap();
+            let combine = bench.combine();
+            let right = bench.record(&decoder, (!single).then_some(&combine), &pages, &io, 0, &sets[0]);
+            let check = |recording: &Recording| {
+                pollster::block_on(bench.check(&pages, &io, &sets[0], recording, (!single, false))).unwrap()
+            };
+            assert!(check(&Recording::new()).is_err(), "nothing ran");
+            let (rows, error) = check(&right).unwrap();
+            assert!(rows == 8 && error < 1e-5, "{rows} rows, {error}");
+            let edited = right.changed(|call| {
+                if call.shader.kernel == "mla_decode" {
+                    let broken = "fold_total += weight * 1.001;";
+                    call.shader = call.shader.edited("lib/fold", "fold_total += weight;", broken);
+                }
+            });
+            let why = check(&edited).unwrap_err();
+            assert!(why.contains("is off by"), "{why}");
+        }
     }
 
     #[test]

@@ -59,8 +59,8 @@ impl Io {
         })
     }
 
-    /// The latent of a row and its log-sum-exp in base 2 as a run of `set` left them: merged, or as the partial that
-    /// is all there is to a row where each sequence has one split.
+    /// The latent of a row and its log-sum-exp in base 2 as a run of `set` left them: merged, or as the partial of the
+    /// sequence's only split.
     ///
     /// # Errors
     /// As [`Device::read`].
@@ -69,10 +69,10 @@ impl Io {
         device: &Device,
         shape: &Shape,
         set: &Set,
+        merged: bool,
     ) -> Result<impl Fn(usize) -> (Vec<f32>, f64) + use<>> {
         let (r, heads, tokens) = (WIDTHS.0 as usize, shape.heads as usize, shape.tokens as usize);
-        let views =
-            if set.plan.is_single() { vec![self.partials.view()] } else { vec![self.output.view(), self.lse.view()] };
+        let views = if merged { vec![self.output.view(), self.lse.view()] } else { vec![self.partials.view()] };
         let read = device.read(&views).await?;
         let read: Vec<Vec<f32>> = read.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
         let mut first = vec![0; set.batch.len()];

@@ -107,24 +107,33 @@ pub(super) fn cases<K: Decode>(set: Set) -> Vec<Case<K>> {
 /// What `kernel` made wrong of a small case of `spec` on `device`, if anything.
 pub(super) fn outcome<K: Decode>(kernel: &K, spec: &Spec, device: &Device) -> Result<Option<String>> {
     let (widths, format) = ((spec.latent, spec.rope), spec.format);
-    // Maxima that move, a tile that is not whole, rows that leave a block unfilled, two new tokens.
-    let sequences = vec![(200, 1), (70, 2)];
-    let context = Context { widths, format, page: 16, sequences, chunks: 1, draw: Draw::Rising };
-    let job = Shape { heads: 9, context, workgroups: 4 }.job::<K>();
-    let tensors = Tensors::upload(device, &job.tensors)?;
-    let mut recording = Recording::new();
-    (job.record)(kernel, &tensors, &mut recording);
-    device.submit(&recording)?;
-    let expected = job.expected.as_ref().expect("job gives them")(&job.tensors);
-    for Expected { tensor, rows } in expected {
-        let bytes = pollster::block_on(device.read(&[tensors.get(tensor)]))?.remove(0);
-        let found: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        for (row, values) in rows {
-            let found = &found[row * values.len()..][..values.len()];
-            let error: f64 = values.iter().zip(found).map(|(e, f)| (e - f64::from(*f)).powi(2)).sum();
-            let size: f64 = values.iter().map(|e| e * e).sum();
-            if !(error <= SELF_TEST * size) {
-                return Ok(Some(format!("its {tensor} is wrong by a share of {:.1e}", (error / size).sqrt())));
+    let shape = |heads, sequences, draw, workgroups| {
+        let context = Context { widths, format, page: 16, sequences, chunks: 1, draw };
+        Shape { heads, context, workgroups }
+    };
+    // Maxima that move, a tile that is not whole, rows that leave a block unfilled, two new tokens; and where blocks
+    // are large a whole one, of many tiles, in which some rows' maxima move.
+    let mut shapes = vec![shape(9, vec![(200, 1), (70, 2)], Draw::Rising, 4)];
+    if K::block_rows(spec) > 16 {
+        shapes.push(shape(35, vec![(300, 2)], Draw::Peaked, 4));
+    }
+    for shape in shapes {
+        let job = shape.job::<K>();
+        let tensors = Tensors::upload(device, &job.tensors)?;
+        let mut recording = Recording::new();
+        (job.record)(kernel, &tensors, &mut recording);
+        device.submit(&recording)?;
+        let expected = job.expected.as_ref().expect("job gives them")(&job.tensors);
+        for Expected { tensor, rows } in expected {
+            let bytes = pollster::block_on(device.read(&[tensors.get(tensor)]))?.remove(0);
+            let found: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+            for (row, values) in rows {
+                let found = &found[row * values.len()..][..values.len()];
+                let error: f64 = values.iter().zip(found).map(|(e, f)| (e - f64::from(*f)).powi(2)).sum();
+                let size: f64 = values.iter().map(|e| e * e).sum();
+                if !(error <= SELF_TEST * size) {
+                    return Ok(Some(format!("its {tensor} is wrong by a share of {:.1e}", (error / size).sqrt())));
+                }
             }
         }
     }

@@ -31,7 +31,7 @@ pub enum Borders {
     Own,
 }
 
-/// Blocks for steps of little work.
+/// Blocks for steps of little work, where that many fill the device no more than once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Little {
     /// Rows that a workgroup folds.
@@ -146,7 +146,9 @@ impl Target {
     fn rows_for(&self, batch: &[Sequence]) -> u32 {
         let pairs = |s: &Sequence| u64::from(s.tokens * self.heads) * u64::from(s.position + s.tokens);
         let work: u64 = batch.iter().map(pairs).sum();
-        self.little.filter(|little| work <= little.most).map_or(self.rows, |little| little.rows)
+        let blocks = |rows: u32| batch.iter().map(|s| u64::from((s.tokens * self.heads).div_ceil(rows))).sum::<u64>();
+        let suits = |little: &Little| work <= little.most && blocks(little.rows) <= u64::from(self.workgroups);
+        self.little.filter(suits).map_or(self.rows, |little| little.rows)
     }
 
     /// The pages of the largest split.

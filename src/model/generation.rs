@@ -76,7 +76,7 @@ impl Generation {
         Ok(Generation {
             eos,
             sample: fields.flag_or_none("do_sample")?,
-            temperature: weight("temperature", 1e30, "a number that f32 holds")?,
+            temperature: weight("temperature", f64::from(f32::MAX), "a number that f32 holds")?,
             top_k: fields.count_or_none("top_k", 0, u32::MAX)?,
             top_p: weight("top_p", 1.0, "a probability from 0 to 1")?,
             min_p: weight("min_p", 1.0, "a share from 0 to 1")?,

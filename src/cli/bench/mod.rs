@@ -54,7 +54,7 @@ enum What {
         #[command(flatten)]
         size: Size,
     },
-    /// Absorbed decode with its combine, over shuffled pages in cold caches
+    /// Absorbed decode and, where contexts are split, its combine, over shuffled pages in cold caches
     Kernel(kernel::KernelBench),
     /// MHA, GQA and MLA of one model width: layers that decode a token, with short and long contexts
     AttentionTypes(attention::AttentionBench),
