@@ -3,7 +3,7 @@
 // 8 subgroups of 32: for the scores 4 quarters of a record times the tile's halves, for the values COLUMNS fragments
 // of 16 columns each. Arrays of fragments are indexed by constants alone, or drivers put them in memory.
 // Grid: x blocks of rows of the longest sequence, y splits of one cache chunk.
-// lib: batch, score_* (score, NOTHING), record_* (Part, keep, quad_at, output_of), block_coop, and for it rows_*.
+// lib: batch, score_* (NOTHING), record_* (Part, keep, quad_at, output_of), block_coop, and for it rows_*.
 // Constants: R latent and P rope width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up,
 // ROWS, which is 16; Cell, an element of the cache.
 
@@ -122,12 +122,8 @@ fn main(
     if (row < ROWS) {
       let at = row * SCORE_PITCH + column;
       let sum = scores[at] + scores[at + SCORES] + scores[at + 2u * SCORES] + scores[at + 3u * SCORES];
-      let t = base + 4u * column;
-      let low = vec2<f32>(score(sum.x, t, end), score(sum.y, t + 1u, end));
-      let score = vec4<f32>(low, score(sum.z, t + 2u, end), score(sum.w, t + 3u, end));
-      var largest = max(max(score.x, score.y), max(score.z, score.w));
-      largest = max(largest, subgroupShuffleXor(largest, 1u));
-      largest = max(largest, subgroupShuffleXor(largest, 2u));
+      let score = seen(sum, base + 4u * column, end);
+      var largest = largest_of(score);
       largest = max(largest, subgroupShuffleXor(largest, 4u));
       var factor = 1.0;
       if (largest > maximum + MOST) {

@@ -5,7 +5,7 @@
 // Outputs are rescaled in a second loop alone, which goes on where a maximum has moved: where the code for it stands in
 // the first one, drivers copy the outputs' registers at every tile.
 // Grid: x blocks of rows of the longest sequence, y splits of one cache chunk.
-// lib: batch, score_* (score, NOTHING), record_* (Part, keep, quad_at, output_of), block_coop, and for it rows_*.
+// lib: batch, score_* (NOTHING), record_* (Part, keep, quad_at, output_of), block_coop, and for it rows_*.
 // Constants: R latent and P rope width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up,
 // ROWS, which is 64; Cell, an element of the cache.
 
@@ -110,19 +110,6 @@ fn write(sums: Sums, block: u32, j: u32, rows: vec2<u32>, at: vec2<u32>) {
   subgroupBarrier(); // the scratch is free
 }
 
-// A row's scores of four tokens from `token` on: the sums of both halves of the record, masked behind `end`.
-fn seen(sums: vec4<f32>, token: u32, end: u32) -> vec4<f32> {
-  let low = vec2<f32>(score(sums.x, token, end), score(sums.y, token + 1u, end));
-  return vec4<f32>(low, score(sums.z, token + 2u, end), score(sums.w, token + 3u, end));
-}
-
-// The largest of a row's scores, of which four lanes have four each.
-fn largest_of(score: vec4<f32>) -> f32 {
-  var largest = max(max(score.x, score.y), max(score.z, score.w));
-  largest = max(largest, subgroupShuffleXor(largest, 1u));
-  return max(largest, subgroupShuffleXor(largest, 2u));
-}
-
 @compute @workgroup_size(256)
 fn main(
   @builtin(workgroup_id) block: vec3<u32>,
@@ -137,10 +124,10 @@ fn main(
   if (block_first >= block_rows) {
     return; // another sequence of the batch has more rows
   }
-  let mine = subgroup % 4u;                     // the block whose scores this subgroup takes
-  let columns = subgroup / 4u * HALF_STEPS * 4u;   // by this half of the record
+  let mine = subgroup % 4u;                      // the block whose scores this subgroup takes
+  let columns = subgroup / 4u * HALF_STEPS * 4u; // by this half of the record
   let put = 4u * subgroup;
-  let place = index / 16u; // this lane's token of a tile
+  let place = index / 16u;                       // this lane's token of a tile
   let side = index % 16u;
   var part = fetch_token(sequence.pages, split.begin + place, split.end, side);
 

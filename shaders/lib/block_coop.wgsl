@@ -1,5 +1,5 @@
 // What the ways of mla_decode_coop for blocks of 16 and of 64 rows have in common.
-// lib: rows_* (record_of), record_* (Part, fetch, quad_at, query_of). The kernel's: queries, tile.
+// lib: rows_* (record_of), score_* (score), record_* (Part, fetch, quad_at, query_of). The kernel's: queries, tile.
 // Constants: R latent width, W record values, STEPS = W / 64 rounded up, COLUMNS = R / 128 rounded up.
 
 alias Rows = coop_mat16x16<f16, A>;
@@ -49,4 +49,17 @@ fn value_of(tokens: u32, subgroup: u32, j: u32) -> Tokens {
 
 fn add(a: Rows, b: Tokens, sums: Sums) -> Sums {
   return coopMultiplyAdd(a, b, sums);
+}
+
+// A row's scores of four tokens from `token` on: sums over the record, masked behind `end`.
+fn seen(sums: vec4<f32>, token: u32, end: u32) -> vec4<f32> {
+  let low = vec2<f32>(score(sums.x, token, end), score(sums.y, token + 1u, end));
+  return vec4<f32>(low, score(sums.z, token + 2u, end), score(sums.w, token + 3u, end));
+}
+
+// The largest of four lanes' scores, of one row.
+fn largest_of(score: vec4<f32>) -> f32 {
+  var largest = max(max(score.x, score.y), max(score.z, score.w));
+  largest = max(largest, subgroupShuffleXor(largest, 1u));
+  return max(largest, subgroupShuffleXor(largest, 2u));
 }

@@ -210,17 +210,15 @@ impl Bench<'_> {
             variant = format!("{variant} {}", decoder.blocks(sets[0].plan.rows));
         }
         let io = Io::new(device, shape, &sets)?;
-        let combine = self.combine();
         // Where each sequence has one split, in all sets, nothing is to be merged.
-        let combine = (!sets.iter().all(|set| set.plan.is_single())).then_some(&combine);
-        let recording = |i: usize| self.record(&decoder, combine, pages, &io, i, &sets[i]);
+        let merged = !sets.iter().all(|set| set.plan.is_single());
+        let combine = merged.then(|| self.combine());
+        let recording = |i: usize| self.record(&decoder, combine.as_ref(), pages, &io, i, &sets[i]);
         let recordings: Vec<Recording> = (0..sets.len()).map(recording).collect();
         // The last set, so that a software driver does not find the first in its caches.
         let last = sets.len() - 1;
-        let (checked, error) = match self
-            .check(pages, &io, &sets[last], &recordings[last], (combine.is_some(), decoder.on_matrices()))
-            .await?
-        {
+        let most = if decoder.on_matrices() { ROUNDED } else { EXACT };
+        let (checked, error) = match self.check(pages, &io, &sets[last], &recordings[last], merged, most).await? {
             Ok(found) => found,
             Err(why) => return Ok(Outcome::Wrong(format!("{variant}: {why}"))),
         };
@@ -343,14 +341,15 @@ impl Bench<'_> {
         recording
     }
 
-    /// Runs a set and holds some rows against the twin: how many, and the worst one's error.
+    /// Runs a set and holds some rows against the twin, by an error of at most `most`: how many, and the worst one's.
     async fn check(
         &self,
         pages: &Pages,
         io: &Io,
         set: &Set,
         recording: &Recording,
-        (merged, on_matrices): (bool, bool),
+        merged: bool,
+        most: f64,
     ) -> Result<std::result::Result<(usize, f64), String>> {
         let (r, width, heads) = (WIDTHS.0 as usize, (WIDTHS.0 + WIDTHS.1) as usize, self.shape.heads as usize);
         self.device.prepare(recording).await?;
@@ -371,7 +370,6 @@ impl Bench<'_> {
             reference::mla_decode::attend(query, records.chunks_exact(width), r)
         });
         let expected: Vec<(Vec<f64>, f64)> = expected.collect();
-        let most = if on_matrices { ROUNDED } else { EXACT };
         let mut worst: f64 = 0.0;
         for (row, (values, expected_lse)) in sampled.iter().zip(&expected) {
             let (found, lse) = results(*row);
@@ -434,7 +432,7 @@ mod tests {
             let combine = bench.combine();
             let right = bench.record(&decoder, (!single).then_some(&combine), &pages, &io, 0, &sets[0]);
             let check = |recording: &Recording| {
-                pollster::block_on(bench.check(&pages, &io, &sets[0], recording, (!single, false))).unwrap()
+                pollster::block_on(bench.check(&pages, &io, &sets[0], recording, !single, EXACT)).unwrap()
             };
             assert!(check(&Recording::new()).is_err(), "nothing ran");
             let (rows, error) = check(&right).unwrap();

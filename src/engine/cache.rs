@@ -82,6 +82,18 @@ pub struct Cache {
 /// How many tokens a page may have.
 pub const PAGES: [u32; 4] = [16, 32, 64, 128];
 
+/// Refuses other pages.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub(super) fn check_page(tokens: u32) -> Result<()> {
+    if PAGES.contains(&tokens) {
+        return Ok(());
+    }
+    let (expected, found) = ("16, 32, 64 or 128".into(), tokens.to_string());
+    Err(Error::Usage { what: "tokens a page".into(), expected, found })
+}
+
 impl Cache {
     /// Allocates the whole cache.
     ///
@@ -89,10 +101,7 @@ impl Cache {
     /// [`Error::Usage`] for another page size, [`Error::Capacity`] where a page is larger than a binding
     /// may be, and [`Error::OutOfMemory`].
     pub fn new(device: &Device, shape: &CacheShape) -> Result<Cache> {
-        if !PAGES.contains(&shape.page) {
-            let (expected, found) = ("16, 32, 64 or 128".into(), shape.page.to_string());
-            return Err(Error::Usage { what: "tokens a page".into(), expected, found });
-        }
+        check_page(shape.page)?;
         // A record is a multiple of 16 bytes, so that a page starts at a multiple of 256.
         let page_bytes = shape.format.bytes(shape.latent as usize, shape.rope as usize) as u64 * u64::from(shape.page);
         let caps = device.caps();

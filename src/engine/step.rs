@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::cache::{Cache, CacheShape};
+use super::cache::{Cache, CacheShape, check_page};
 use super::fact::Fact;
 use super::options::Options;
 use super::pages::SequenceId;
@@ -87,13 +87,13 @@ impl Engine {
     /// [`Error::OutOfMemory`], and [`Error::Usage`] for numbers that make no sense.
     pub fn new(device: &Device, model: Model, options: &Options) -> Result<Engine> {
         check_bindings(&model.config, options.format, device.caps())?;
+        check_page(options.page)?;
         let usual = step_tokens(&model.config, Some(device.caps())).max(options.sequences);
         let step_tokens = options.step_tokens.unwrap_or(usual);
         let numbers = [
             ("the context", options.context, 1),
             ("sequences", options.sequences, 1),
             ("tokens of a step", step_tokens, options.sequences),
-            ("tokens a page", options.page, 1), // the cache says which
         ];
         for (what, found, least) in numbers {
             if found < least {

@@ -118,22 +118,29 @@ pub(super) fn outcome<K: Decode>(kernel: &K, spec: &Spec, device: &Device) -> Re
         shapes.push(shape(35, vec![(300, 2)], Draw::Peaked, 4));
     }
     for shape in shapes {
-        let job = shape.job::<K>();
-        let tensors = Tensors::upload(device, &job.tensors)?;
-        let mut recording = Recording::new();
-        (job.record)(kernel, &tensors, &mut recording);
-        device.submit(&recording)?;
-        let expected = job.expected.as_ref().expect("job gives them")(&job.tensors);
-        for Expected { tensor, rows } in expected {
-            let bytes = pollster::block_on(device.read(&[tensors.get(tensor)]))?.remove(0);
-            let found: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-            for (row, values) in rows {
-                let found = &found[row * values.len()..][..values.len()];
-                let error: f64 = values.iter().zip(found).map(|(e, f)| (e - f64::from(*f)).powi(2)).sum();
-                let size: f64 = values.iter().map(|e| e * e).sum();
-                if !(error <= SELF_TEST * size) {
-                    return Ok(Some(format!("its {tensor} is wrong by a share of {:.1e}", (error / size).sqrt())));
-                }
+        if let Some(fault) = fault(kernel, &shape.job(), device)? {
+            return Ok(Some(fault));
+        }
+    }
+    Ok(None)
+}
+
+/// The first row that `kernel` made wrong of a case on `device`, if any.
+fn fault<K: Decode>(kernel: &K, job: &Job<K>, device: &Device) -> Result<Option<String>> {
+    let tensors = Tensors::upload(device, &job.tensors)?;
+    let mut recording = Recording::new();
+    (job.record)(kernel, &tensors, &mut recording);
+    device.submit(&recording)?;
+    let expected = job.expected.as_ref().expect("job gives them")(&job.tensors);
+    for Expected { tensor, rows } in expected {
+        let bytes = pollster::block_on(device.read(&[tensors.get(tensor)]))?.remove(0);
+        let found: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        for (row, values) in rows {
+            let found = &found[row * values.len()..][..values.len()];
+            let error: f64 = values.iter().zip(found).map(|(e, f)| (e - f64::from(*f)).powi(2)).sum();
+            let size: f64 = values.iter().map(|e| e * e).sum();
+            if !(error <= SELF_TEST * size) {
+                return Ok(Some(format!("its {tensor} is wrong by a share of {:.1e}", (error / size).sqrt())));
             }
         }
     }

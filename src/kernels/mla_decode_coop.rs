@@ -57,10 +57,10 @@ const MOST_LATENT: u32 = 512;
 const MOST_WIDTH: u32 = 576;
 /// Workgroups that fill a large device once: each has the registers of a compute unit to itself.
 pub const WORKGROUPS: u32 = 128;
-/// What a split costs a workgroup of 1 and of 4 blocks of 16 rows, measured on an H100 when blocks of 64 took an eighth
+/// What a split costs a workgroup of 16 and of 64 rows, measured on an H100 when blocks of 64 took an eighth
 /// more than now. Now, with a batch of 128, 32 rows take 335 us in blocks of 16, and 33 rows 312 in one of 64; but with
 /// one sequence of 131,072 tokens 97 and 102, with 32,768 37 and 48. An engine has one sequence: 32 rows keep to 16.
-const COSTS: [(u32, u32); 2] = [(1, 3), (4, 7)];
+const COSTS: [(u32, u32); 2] = [(16, 3), (64, 7)];
 
 /// Where blocks of 16 rows take less time than one of 64, which [`COSTS`] prefers: one sequence of 64 rows takes an H100
 /// 19.1 us in blocks of 16 with 4,096 tokens and 23.9 with 8,192, and in one of 64 42.6 with 16,384 and 53.4 with 32,768,
@@ -69,8 +69,8 @@ const LITTLE: Little = Little { rows: 16, most: 1 << 20 };
 
 /// The rows of a workgroup for which all workgroups together cost least.
 pub(super) fn block_rows(rows: u32) -> u32 {
-    let cost = |(blocks, cost): &(u32, u32)| rows.div_ceil(16 * blocks) * cost;
-    16 * COSTS.into_iter().min_by_key(cost).expect("there are two").0
+    let cost = |(block, cost): &(u32, u32)| rows.div_ceil(*block) * cost;
+    COSTS.into_iter().min_by_key(cost).expect("there are two").0
 }
 
 /// The kernel `mla_decode_coop`.

@@ -133,9 +133,9 @@ impl Target {
         }
     }
 
-    /// Blocks of rows of a sequence's new tokens: each reads every one of its pages.
-    fn blocks(&self, sequence: &Sequence) -> u64 {
-        u64::from((sequence.tokens * self.heads).div_ceil(self.rows))
+    /// Blocks of so many rows of a sequence's new tokens: each reads every one of its pages.
+    fn blocks(&self, sequence: &Sequence, rows: u32) -> u64 {
+        u64::from((sequence.tokens * self.heads).div_ceil(rows))
     }
 
     fn pages(&self, sequence: &Sequence) -> u32 {
@@ -146,14 +146,14 @@ impl Target {
     fn rows_for(&self, batch: &[Sequence]) -> u32 {
         let pairs = |s: &Sequence| u64::from(s.tokens * self.heads) * u64::from(s.position + s.tokens);
         let work: u64 = batch.iter().map(pairs).sum();
-        let blocks = |rows: u32| batch.iter().map(|s| u64::from((s.tokens * self.heads).div_ceil(rows))).sum::<u64>();
+        let blocks = |rows: u32| batch.iter().map(|s| self.blocks(s, rows)).sum::<u64>();
         let suits = |little: &Little| work <= little.most && blocks(little.rows) <= u64::from(self.workgroups);
         self.little.filter(suits).map_or(self.rows, |little| little.rows)
     }
 
     /// The pages of the largest split.
     fn step(&self, batch: &[Sequence]) -> u32 {
-        let work = |s: &Sequence| self.blocks(s) * u64::from(self.pages(s));
+        let work = |s: &Sequence| self.blocks(s, self.rows) * u64::from(self.pages(s));
         let share = batch.iter().map(work).sum::<u64>().div_ceil(u64::from(self.workgroups.max(1)));
         (share as u32).max(LEAST_TOKENS.div_ceil(self.page))
     }
