@@ -17,7 +17,7 @@ fn fetch_token(pages: u32, token: u32, end: u32, lane: u32) -> Part {
   return fetch(record_of(pages, min(token, end - 1u)), lane);
 }
 
-// Puts 16 query rows from `first` on to the tile; `start` is the sequence's first.
+// Puts query row `first` + lane / 16 to that row of the tile, by 16 lanes; `start` is the sequence's first.
 fn keep_queries(start: u32, first: u32, last: u32, lane: u32) {
   let row = start + min(first + lane / 16u, last);
   for (var i = 0u; i < STEPS; i++) {
