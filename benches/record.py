@@ -2,14 +2,15 @@
 """Times an adapter for a folder of benches/runs, everything in one go: kernels and types of attention, and a model
 where one is given. LAMINA_ADAPTER names the adapter, as for every command.
 
-    benches/record.py DIR                     NAME.json in DIR for each benchmark, and a README.md that lists them
+    benches/record.py DIR                     NAME.json in DIR for each benchmark, and a README.md that lists them;
+                                              nothing is timed before `lamina check` passed
     benches/record.py DIR --model CHECKPOINT  a model's, too; benches/random_checkpoint.py makes one
     benches/record.py DIR --only kernel-1,kernel-128
-                                              some of them
+                                              some of them again, without the check, beside the README.md that is there
     benches/record.py DIR --lamina PROGRAM    by this program in place of target/release/lamina
 
-Build with LAMINA_COMMIT=$(git rev-parse --short HEAD), and the records say what they were made of. Nothing is timed
-before `lamina check` passed. Exit code 1 where a benchmark failed; the others are made nevertheless.
+Build with LAMINA_COMMIT=$(git rev-parse --short HEAD), and the records say what they were made of. Exit code 1 where a
+benchmark failed; the others are made nevertheless.
 """
 
 import argparse
@@ -49,8 +50,8 @@ def check(lamina):
 
 
 def shown(command):
-    """A command as a README has it: a checkpoint's folder by its last part."""
-    return " ".join(["lamina", *(pathlib.Path(part).name if os.sep in part else part for part in command[1:])])
+    """A command as a README has it: a folder of this machine by its last part."""
+    return " ".join(["lamina", *(pathlib.Path(part).name if os.path.isdir(part) else part for part in command[1:])])
 
 
 def readme(record, rows, checked):
@@ -58,7 +59,7 @@ def readme(record, rows, checked):
     text = f"# {device['adapter']}, {device['backend']}, driver {record['driver']}, {time.strftime('%Y-%m-%d')}\n\n"
     text += f"At {record.get('commit') or 'an unnamed commit'}, in one go; each figure was checked before it was timed.\n\n"
     text += "| file | command |\n| --- | --- |\n" + "".join(f"| `{name}` | `{command}` |\n" for name, command in rows)
-    return text + (f"\n`lamina check`: {checked}.\n" if checked else "")
+    return text + f"\n`lamina check`: {checked}.\n"
 
 
 def main():
@@ -79,6 +80,9 @@ def main():
         benchmarks = {name: benchmarks[name] for name in names}
     if not pathlib.Path(asked.lamina).is_file():
         parser.error(f"--lamina: expected a program, found nothing at {asked.lamina} (cargo build --release makes it)")
+    path = asked.dir / "README.md"
+    if path.exists() and not asked.only:
+        parser.error(f"DIR: expected a folder without records, found {path}")
 
     asked.dir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -96,8 +100,7 @@ def main():
         else:
             failed.append(name)
         told(time.monotonic() - started, shown(command) + ("" if done.returncode == 0 else ": failed"))
-    path = asked.dir / "README.md"
-    if record and not path.exists():
+    if record and not asked.only:
         path.write_text(readme(record, rows, checked))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

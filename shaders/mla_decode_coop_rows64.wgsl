@@ -33,7 +33,7 @@ const FLAG = 33u;               // of the scores: the tile where a maximum moved
 const UNMOVED = 0x7f000000u;    // no tile, and a number as f32
 const WEIGHT_PITCH = 6u;        // vec4<f16>
 
-var<workgroup> tile: array<vec4<f16>, 2u * SLOT>;              // at first 16 rows of queries
+var<workgroup> tile: array<vec4<f16>, 2u * SLOT>;              // at first 32 rows of queries
 var<workgroup> scores: array<vec4<f32>, 16u * SCORE_PITCH>;    // and scratch of 16 x 4 a subgroup
 var<workgroup> weights: array<vec4<f16>, ROWS * WEIGHT_PITCH>;
 

@@ -1,10 +1,15 @@
-//! The latent cache's memory, on every adapter of this system and on the `cpu` device.
+//! The latent cache's memory, on every adapter of this system and on the `cpu` device, and what an engine makes of it.
+
+use std::path::Path;
 
 use lamina::Error;
 use lamina::check::adapters;
-use lamina::engine::{Cache, CacheShape};
+use lamina::engine::{self, Cache, CacheShape, Engine};
 use lamina::gpu::{Device, Options};
+use lamina::kernels::sample::Sampler;
+use lamina::model::Model;
 use lamina::num::record::RecordFormat;
+use pollster::block_on;
 
 fn devices() -> Vec<Device> {
     let options = Options { checked: true, binding_bytes: Some(64 << 10), ..Options::default() };
@@ -72,4 +77,38 @@ fn a_cache_that_cannot_be_is_refused_with_what_there_is() {
     assert!(matches!(error, Error::Capacity { asked: 10_240, limit: 4096, .. }), "{error}");
     let error = refused(&CacheShape { page: 48, ..shape() }).to_string();
     assert!(error.contains("48") && error.contains("128"), "{error}");
+}
+
+fn small_engine(device: &Device, options: &engine::Options) -> lamina::Result<Engine> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/deepseek_v2");
+    Engine::new(device, Model::load(device, &folder, |_, _| {})?, options)
+}
+
+#[test]
+fn a_step_that_does_not_fit_leaves_every_sequence_as_it_was() {
+    let device = Device::cpu(&Options::default());
+    let options = engine::Options { context: 8, sequences: 2, ..engine::Options::default() };
+    let after = |fail: bool| {
+        let mut engine = small_engine(&device, &options).unwrap();
+        let [room, full] = [0; 2].map(|_| engine.create(&Sampler::default()).unwrap());
+        block_on(engine.logits(full, &[1, 2, 3, 4, 5, 6, 7, 8])).unwrap();
+        block_on(engine.logits(room, &[9, 10, 11])).unwrap();
+        if fail {
+            let error = block_on(engine.decode(&[(room, 0), (full, 0)])).err().expect("one is full");
+            assert!(matches!(error, Error::Capacity { asked: 9, limit: 8, .. }), "{error}");
+            assert_eq!((engine.tokens(room), engine.tokens(full)), (3, 8));
+        }
+        block_on(engine.logits(room, &[12])).unwrap()
+    };
+    assert_eq!(after(true), after(false), "a token that nobody wrote was attended to");
+}
+
+#[test]
+fn an_engine_whose_memory_no_binding_shows_is_refused_when_it_is_made() {
+    let device = Device::cpu(&Options { binding_bytes: Some(256 << 10), ..Options::default() });
+    let options = engine::Options { context: 8192, step_tokens: Some(4096), ..engine::Options::default() };
+    let error = small_engine(&device, &options).err().expect("4,096 rows take more than a binding");
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    assert!(error.to_string().contains("its largest binding is 262144 bytes"), "{error}");
+    assert!(small_engine(&device, &engine::Options { step_tokens: Some(16), ..options }).is_ok());
 }

@@ -31,7 +31,7 @@ fn keep_queries(start: u32, first: u32, last: u32, lane: u32) {
   }
 }
 
-// A fragment of the 16 rows of queries in the tile, from vec4 `start` of a row on.
+// A fragment of 16 rows of queries, from vec4 `start` of the tile on.
 fn queries_of(start: u32, step: u32) -> Rows {
   return coopLoadT<Rows>(&tile[start + 4u * step], PITCH);
 }

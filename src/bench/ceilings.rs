@@ -76,6 +76,13 @@ fn hash(word: u32) -> u32 {
     b ^ (b >> 16)
 }
 
+/// The sum of the first `words` of them. Places count in u32, of which each has a word of its own: a whole round of
+/// places sums to 2^31.
+fn summed(words: u64) -> u32 {
+    let rounds = (words >> 32) as u32;
+    (0..words as u32).fold(rounds << 31, |sum, word| sum.wrapping_add(hash(word)))
+}
+
 fn matrices(units: MatrixUnits) -> Arc<Shader> {
     let builder = Shader::of(wgsl!("ceilings/matrices")).u32("WORKGROUP", WORKGROUP).u32("TURNS", 16 * TURNS);
     builder.fragments(units).build()
@@ -217,8 +224,7 @@ impl Memory {
     async fn check(&self, device: &Device) -> Result<()> {
         let sums: Vec<u32> = run(device, &self.read(), self.sums.view()).await?;
         let found = sums.iter().fold(0u32, |sum, word| sum.wrapping_add(*word));
-        let words = (self.bytes() / 4) as u32;
-        let expected = (0..words).fold(0u32, |sum, word| sum.wrapping_add(hash(word)));
+        let expected = summed(self.bytes() / 4);
         match found == expected {
             true => Ok(()),
             false => Err(wrong(device, "the sum of what it read", expected.to_string(), found.to_string())),
@@ -309,4 +315,23 @@ async fn round_trip(device: &Device) -> Result<f64> {
         }
     }
     Ok(median(times).as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{hash, summed};
+
+    #[test]
+    fn sums_go_on_where_places_begin_anew() {
+        let of = |words: std::ops::Range<u32>| words.fold(0u32, |sum, word| sum.wrapping_add(hash(word)));
+        assert_eq!(summed(1000), of(0..1000));
+        // All places' words are all numbers: 0 + 1 + ... + (2^32 - 1).
+        let round = ((1u64 << 31) * ((1u64 << 32) - 1)) as u32;
+        assert_eq!(summed((1 << 32) + 7), round.wrapping_add(of(0..7)));
+        assert_eq!(summed((3 << 32) + 7), round.wrapping_mul(3).wrapping_add(of(0..7)));
+        let mut numbers: Vec<u32> = (0..1 << 20).map(|i| hash(i * 4096)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 1 << 20, "no two places have the same word");
+    }
 }

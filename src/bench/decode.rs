@@ -360,7 +360,7 @@ impl Bench<'_> {
         // From the first to the last, of all sequences and heads.
         let sampled: Vec<usize> = (0..count).map(|i| i * (rows - 1) / (count - 1).max(1)).collect();
         let expected = sampled.par_iter().map(|row| {
-            let (token, _) = (row / heads, row % heads);
+            let token = row / heads;
             let sequence = &set.batch[token / self.shape.tokens as usize];
             let seen = sequence.position + token as u32 - sequence.first_row + 1;
             let table = &set.table[sequence.pages as usize..];

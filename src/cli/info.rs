@@ -91,7 +91,7 @@ impl Args {
             steps: vec![
                 ("products", products(&caps)),
                 ("experts", moe_layer::Crossover::of(&caps).to_string()),
-                ("prompts", pieces::Crossover::of(&caps, matrices, matrices).to_string()),
+                ("prompts", prompts(&caps, matrices)),
                 ("decode", mla_decode_fused::CHOICE.to_string()),
                 ("mla_decode", decoder),
             ],
@@ -104,6 +104,15 @@ impl Args {
             print(&info.text())?;
         }
         Ok(0)
+    }
+}
+
+/// How prompts are attended to; `matrices` says that decoding runs on matrix units.
+fn prompts(caps: &Caps, matrices: bool) -> String {
+    let rule = |prefill| pieces::Crossover::of(caps, matrices, prefill).to_string();
+    match matrices {
+        true => format!("{}; where W_UK and W_UV are not f16, {}", rule(true), rule(false)),
+        false => rule(false),
     }
 }
 

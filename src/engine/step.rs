@@ -153,7 +153,7 @@ impl Engine {
         // The same bits in any batch come from the same kernel in any.
         target.little = forward.decoder().little().filter(|_| !options.deterministic);
         target.workgroups = forward.decoder().workgroups(device.caps());
-        let alloc = |bytes: u64, label: &str| Ok(device.alloc(bytes, label)?.view());
+        let alloc = |bytes: u64, label: &str| Ok(device.alloc_bound(bytes, label)?.view());
         let of = |count: u32, size: usize, label: &str| alloc(u64::from(count) * size as u64, label);
         let fact = |count, size, label| Ok::<_, Error>(Fact::new(of(count, size, label)?));
         let records = |label| of(logits, size_of::<Record>(), label);
@@ -252,7 +252,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Capacity`] and [`Error::OutOfPages`] where they do not fit, [`Error::Usage`] for an id outside
-    /// the vocabulary, and faults of the driver.
+    /// the vocabulary, and faults of the driver. A step that does not fit leaves every sequence as it was.
     pub async fn feed(&mut self, id: SequenceId, ids: &[u32], seed: u32) -> Result<Reading> {
         self.check(id, ids)?;
         let mut parts = ids.chunks(self.step_tokens as usize).peekable();
@@ -364,8 +364,24 @@ impl Engine {
         }
     }
 
-    /// Makes room in the cache and writes the step's facts.
+    /// Makes room in the cache and writes the step's facts. Where one of them fails no sequence has new tokens:
+    /// nobody would write their records.
     pub(super) fn prepare(
+        &mut self,
+        work: &[(SequenceId, u32, u32)],
+        ids: Ids<'_>,
+        picked: &[u32],
+        sample: bool,
+    ) -> Result<(Shape, Plan)> {
+        let held: Vec<usize> = work.iter().map(|(id, ..)| self.tokens(*id)).collect();
+        let written = self.write(work, ids, picked, sample);
+        if written.is_err() {
+            work.iter().zip(held).for_each(|((id, ..), tokens)| self.truncate(*id, tokens));
+        }
+        written
+    }
+
+    fn write(
         &mut self,
         work: &[(SequenceId, u32, u32)],
         ids: Ids<'_>,

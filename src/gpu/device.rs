@@ -126,6 +126,22 @@ impl Device {
         }
     }
 
+    /// As [`Device::alloc`], for memory that kernels bind whole.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`], where it is more than one binding shows, too.
+    pub fn alloc_bound(&self, size: u64, label: &str) -> Result<Buffer> {
+        let caps = self.caps();
+        if size > caps.bound_bytes() {
+            return Err(Error::OutOfMemory {
+                adapter: caps.label(),
+                asked: format!("{size} bytes for {label}"),
+                offered: format!("its largest binding is {} bytes", caps.bound_bytes()),
+            });
+        }
+        self.alloc(size, label)
+    }
+
     /// Allocates a buffer that holds `values`.
     ///
     /// # Errors

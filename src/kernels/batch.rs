@@ -44,6 +44,15 @@ impl Sequence {
     }
 }
 
+/// The logarithm of a page's tokens, by which shaders find a token's page.
+///
+/// # Panics
+/// When they are no power of two.
+pub(super) fn page_bits(tokens: u32) -> u32 {
+    assert!(tokens.is_power_of_two(), "pages of {tokens} tokens, which is no power of two");
+    tokens.ilog2()
+}
+
 /// A piece of one sequence's context that one workgroup row of `mla_decode` folds. Lives in the
 /// storage buffer `splits`. Partial row of token `i` and head `h`: `(partial + i) * heads + h`.
 #[repr(C)]
@@ -83,4 +92,20 @@ pub struct CacheChunk {
     pub pages: u32,
     /// `[pages, page tokens, record]`.
     pub view: crate::gpu::View,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::page_bits;
+
+    #[test]
+    fn the_logarithm_of_a_page_is_exact() {
+        assert_eq!([1, 16, 128].map(page_bits), [0, 4, 7]);
+    }
+
+    #[test]
+    #[should_panic(expected = "pages of 48 tokens")]
+    fn a_page_that_is_no_power_of_two_is_a_fault_of_the_caller() {
+        page_bits(48);
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use half::f16;
 
+use super::batch::page_bits;
 use super::inputs::{Inputs, strided, words};
 use super::{CacheChunk, Case, Check, Choice, Data, Field, Job, Kernel, Row, Sequence, Set, Tensor, Tolerance, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
@@ -139,7 +140,7 @@ impl GqaAppend {
     /// Writes queries, keys and values of a step's rows: a dispatch for each chunk of the cache.
     ///
     /// # Panics
-    /// When a row does not hold all heads.
+    /// When a row does not hold all heads, or a page has no power of two of tokens.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         let slots = args.heads + 2 * args.groups;
         assert!(slots * self.spec.width <= args.stride, "gqa_append: {slots} heads leave the stride {}", args.stride);
@@ -150,7 +151,7 @@ impl GqaAppend {
                 stride: args.stride,
                 first_page: chunk.first_page,
                 pages: chunk.pages,
-                page_bits: args.page.ilog2(),
+                page_bits: page_bits(args.page),
                 scale: args.scale * std::f32::consts::LOG2_E,
             };
             let bindings = vec![

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::batch::page_bits;
 use super::gqa_decode_cases::cases;
 use super::mla_combine::NOTHING;
 use super::mla_decode::split_records;
@@ -170,7 +171,7 @@ impl GqaDecode {
     /// Folds a step's splits: a dispatch for each cache chunk that has some.
     ///
     /// # Panics
-    /// When the groups do not divide the heads, or a page has no multiple of 8 tokens.
+    /// When the groups do not divide the heads, or a page has no multiple of 8 tokens, or no power of two.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         let Args { heads, groups, .. } = *args;
         assert!(groups > 0 && heads.is_multiple_of(groups), "gqa_decode: {heads} heads in {groups} groups");
@@ -183,7 +184,7 @@ impl GqaDecode {
                 groups,
                 first_split: dispatch.first_split,
                 first_page: chunk.first_page,
-                page_bits: args.page.ilog2(),
+                page_bits: page_bits(args.page),
             };
             let bindings = vec![
                 ("batch", args.batch.clone()),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::batch::page_bits;
 use super::mla_combine::NOTHING;
 use super::mla_decode_cases::cases;
 use super::plan::Plan;
@@ -243,7 +244,7 @@ impl MlaDecode {
     /// Folds a step's splits: a dispatch for each cache chunk that has some.
     ///
     /// # Panics
-    /// When a page has no whole tiles.
+    /// When a page has no whole tiles, or no power of two of tokens.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         assert!(args.page.is_multiple_of(self.tuning.tile), "mla_decode: pages of {} tokens", args.page);
         record(&self.shader, &self.spec, self.tuning.rows, <[f32]>::to_vec, recording, args);
@@ -267,7 +268,7 @@ pub(super) fn record(
             heads: args.heads,
             first_split: dispatch.first_split,
             first_page: chunk.first_page,
-            page_bits: args.page.ilog2(),
+            page_bits: page_bits(args.page),
         };
         let bindings = vec![
             ("batch", args.batch.clone()),

@@ -197,7 +197,7 @@ impl MlaDecodeCoop {
     /// Folds a step's splits: a dispatch for each cache chunk that has some.
     ///
     /// # Panics
-    /// When a page has no multiple of 16 tokens.
+    /// When a page has no multiple of 16 tokens, or no power of two.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         assert!(args.page.is_multiple_of(16), "mla_decode_coop: pages of {} tokens", args.page);
         let twin = reference::mla_decode_coop::query;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::batch::page_bits;
 use super::mla_append::rope_module;
 use super::mla_combine::NOTHING;
 use super::mla_decode::{self, Tuning, fold_modules, split_records};
@@ -206,7 +207,7 @@ impl MlaDecodeFused {
     /// Attends over a step's splits: a dispatch for each cache chunk that has some and each chunk of heads.
     ///
     /// # Panics
-    /// When values are asked for, but a sequence has several splits.
+    /// When values are asked for, but a sequence has several splits, or a page has no power of two of tokens.
     pub fn record(&self, recording: &mut Recording, args: &Args) {
         assert!(args.plan.is_single() || !self.spec.values, "mla_decode_fused: values of sequences with several splits");
         for (dispatch, heads) in args.plan.dispatches.iter().flat_map(|d| args.kv_b.iter().map(move |h| (d, h))) {
@@ -217,7 +218,7 @@ impl MlaDecodeFused {
                 chunk_heads: heads.heads,
                 first_split: dispatch.first_split,
                 first_page: chunk.first_page,
-                page_bits: args.page.ilog2(),
+                page_bits: page_bits(args.page),
                 q_stride: args.q_stride,
                 scale: args.scale * std::f32::consts::LOG2_E,
                 beta: args.beta,

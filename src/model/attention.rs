@@ -55,8 +55,12 @@ impl Attention {
         let Mla { heads, latent, nope, rope, value, .. } = mla;
         let layout = mla.rotation.layout;
         let blocks = || model.layers.iter().flat_map(|layer| &layer.blocks);
-        let mut formats: Vec<WeightFormat> = blocks().map(|block| block.attention.kv_b.format).collect();
-        formats.dedup();
+        let mut formats: Vec<WeightFormat> = Vec::new();
+        for format in blocks().map(|block| block.attention.kv_b.format) {
+            if !formats.contains(&format) {
+                formats.push(format);
+            }
+        }
         let tokens = limits.usual_tokens;
         let fused = |weights: WeightFormat, values| {
             let format = limits.format;
@@ -114,9 +118,12 @@ impl Attention {
             queries: mla.q_rank.map(|_| of(heads * (nope + rope), "queries")).transpose()?,
             absorbed: match limits.decode {
                 Decode::Fused => None,
-                _ => Some(device.alloc(absorbed, "absorbed queries")?.view()),
+                _ => Some(device.alloc_bound(absorbed, "absorbed queries")?.view()),
             },
-            partials: device.alloc(4 * u64::from(limits.partials * heads) * u64::from(latent + 4), "partials")?.view(),
+            partials: {
+                let bytes = 4 * u64::from(limits.partials * heads) * u64::from(latent + 4);
+                device.alloc_bound(bytes, "partials")?.view()
+            },
             heads_out: of(heads * value, "attention output")?,
             lse: device.alloc(4 * u64::from(limits.tokens * heads), "log-sum-exps")?.view(),
             mla,

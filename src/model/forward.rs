@@ -135,7 +135,7 @@ pub struct Forward {
 /// Memory for `rows` rows of `length` f32.
 pub(super) fn rows(device: &Device, rows: u32, length: u32, label: &str) -> Result<Activations> {
     let size = 4 * u64::from(rows) * u64::from(length.next_multiple_of(4));
-    Ok(Activations::rows(device.alloc(size, label)?.view(), length))
+    Ok(Activations::rows(device.alloc_bound(size, label)?.view(), length))
 }
 
 impl Forward {

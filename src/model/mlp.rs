@@ -101,7 +101,7 @@ impl MlpKernels {
             packed: a.packed.max(b.packed),
             scales: a.scales.max(b.scales),
         });
-        let scratch = most.map(|most| most.map(|bytes, label| Ok(device.alloc(*bytes, label)?.view())));
+        let scratch = most.map(|most| most.map(|bytes, label| Ok(device.alloc_bound(*bytes, label)?.view())));
         let dense = config.layers.iter().flat_map(|layer| &layer.mlps).map(Mlp::width);
         let shortcut = mixtures.iter().map(|(moe, ..)| moe.shared_width);
         let inner = dense.chain(shortcut).max().unwrap_or(0).max(1);
