@@ -194,6 +194,8 @@ impl Args {
         if self.memory.is_none() {
             // An adapter does not say how much memory it has, only how large a part of it may be.
             let mut adapters = pollster::block_on(gpu::list());
+            // Which of several widths kernels on matrix units get, only an open device shows; that they get one is usual.
+            adapters.iter_mut().for_each(|caps| caps.matrix_width = caps.matrix_size());
             if let Some(index) = selector.choose(&adapters)? {
                 plan::check_bindings(&config, self.cache.record().0, &adapters[index])?;
                 caps = Some(adapters.swap_remove(index));

@@ -58,7 +58,7 @@ pub struct ModelArgs {
     /// and values (materialised), or whichever is taken to be faster for the step
     #[arg(long, value_name = "WAY", default_value = "auto")]
     prefill: PrefillWay,
-    /// Split contexts by their own length alone: the same bits in any batch
+    /// Split contexts by their own length alone: attention over the same cache gives the same bits in any batch
     #[arg(long)]
     deterministic: bool,
     /// Run the stages of each step up to this one on the CPU twins, to find a fault: embed, layers.0,

@@ -22,7 +22,8 @@ pub struct Options {
     pub prefill: Prefill,
     /// Tokens whose keys and values are expanded at a time, where it is fewer than memory is set aside for.
     pub piece: Option<u32>,
-    /// The same bits for a sequence alone and in any batch.
+    /// Attention sums in an order that a sequence's own length sets: over the same cache it gives the same bits alone
+    /// and in any batch. Products with weights do not promise this, whose kernels follow the tokens of a step.
     pub deterministic: bool,
     /// The stages of a step that run on the CPU twins, up to this one, to find a fault.
     pub reference_until: Option<String>,

@@ -150,7 +150,7 @@ impl Engine {
         };
         let forward = Forward::new(device, &model, &limits)?;
         target.rows = forward.decoder().rows();
-        // The same bits in any batch come from the same kernel in any.
+        // Attention's bits are the same in any batch where its kernel is.
         target.little = forward.decoder().little().filter(|_| !options.deterministic);
         target.workgroups = forward.decoder().workgroups(device.caps());
         let alloc = |bytes: u64, label: &str| Ok(device.alloc_bound(bytes, label)?.view());

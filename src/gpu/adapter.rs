@@ -1,6 +1,7 @@
 //! Which adapter: listing them, and choosing one.
 
 use super::caps::{Caps, CooperativeShape, DeviceType};
+use super::device::switch;
 use crate::error::{Error, Result};
 
 /// How the user names an adapter (`--adapter`, `LAMINA_ADAPTER`).
@@ -148,9 +149,15 @@ pub(super) async fn enumerate(checked: bool) -> Vec<(wgpu::Adapter, Caps)> {
     found
 }
 
-/// What each adapter of this system offers, in the order of their indices.
+/// What each adapter of this system offers, in the order of their indices, as far as it shows without opening them.
 pub async fn list() -> Vec<Caps> {
-    enumerate(false).await.into_iter().map(|(_, caps)| caps).collect()
+    // A switch that says nothing is refused where a device is opened.
+    let switch = switch().unwrap_or_default();
+    let mut found: Vec<Caps> = enumerate(false).await.into_iter().map(|(_, caps)| caps).collect();
+    for caps in &mut found {
+        caps.matrix_kernels = switch.unwrap_or(!caps.is_software());
+    }
+    found
 }
 
 fn caps_of(adapter: &wgpu::Adapter) -> Caps {

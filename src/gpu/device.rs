@@ -45,7 +45,10 @@ enum Kind {
 }
 
 /// What `LAMINA_MATRIX_UNITS` says.
-fn switch() -> Result<Option<bool>> {
+///
+/// # Errors
+/// [`Error::Usage`] where it is neither.
+pub(super) fn switch() -> Result<Option<bool>> {
     match std::env::var("LAMINA_MATRIX_UNITS").unwrap_or_default().as_str() {
         "" => Ok(None),
         "on" => Ok(Some(true)),

@@ -1,5 +1,5 @@
 //! `gemm_coop`: `gemm` on matrix units, with f16 weights and packed activations (`pack_rows`), summed in f32.
-//! Drivers have returned wrong tiles: [`GemmCoop::works`] runs a case of each epilogue first.
+//! Drivers have returned wrong tiles: [`GemmCoop::works`] runs a case of each epilogue, and one of f16 outputs, first.
 
 use std::sync::Arc;
 
@@ -222,17 +222,18 @@ impl Kernel for GemmCoop {
 }
 
 impl GemmCoop {
-    /// Whether products run on a device's matrix units: a small case of each epilogue and tile agrees with its
-    /// twin.
+    /// Whether products run on a device's matrix units: a small case of each epilogue, one with f16 outputs and so each
+    /// tile once agree with their twins.
     ///
     /// # Errors
     /// [`crate::Error::DeviceLost`].
     pub fn works(device: &Device) -> Result<bool> {
         let record = |kernel: &GemmCoop, recording: &mut Recording, product: &Product| kernel.record(recording, product);
         let under = fragments_under(device.caps());
-        let cases = Epilogue::ALL.into_iter().zip(under.into_iter().cycle()).map(|(epilogue, fragments)| {
-            let shape = Shape { epilogue, ..Shape::new(194, 70, 37) }.packed();
-            (Spec { epilogue, fragments, halves: false }, shape.job(record))
+        let ways = Epilogue::ALL.map(|epilogue| (epilogue, false)).into_iter().chain([(Epilogue::Store, true)]);
+        let cases = ways.zip(under.into_iter().cycle()).map(|((epilogue, halves), fragments)| {
+            let shape = Shape { epilogue, halves, ..Shape::new(196, 70, 37) }.packed();
+            (Spec { epilogue, fragments, halves }, shape.job(record))
         });
         works(device, cases)
     }
