@@ -116,7 +116,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
       var out0 = folded[2u * r] * scale;
       var out1 = folded[2u * r + 1u] * scale;
       for (var i = 0u; i < STEP; i++) {
-        let weight = select(0.0, exp2(scores[i] - largest), scores[i] > 0.5 * NOTHING);
+        let weight = select(exp2(scores[i] - largest), 0.0, scores[i] <= 0.5 * NOTHING);
         sum += weight;
         out0 += weight * low(values[i]);
         out1 += weight * high(values[i]);
@@ -162,7 +162,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         partials[at + column] = merged;
       }
       if (lane == 0u) {
-        partials[at + D] = select(NOTHING, largest + log2(max(sum, 1e-30)), sum > 0.0);
+        partials[at + D] = select(largest + log2(sum), NOTHING, sum <= 0.0);
       }
     }
     workgroupBarrier(); // scratch is free

@@ -36,7 +36,7 @@ var<workgroup> scratch: array<vec4<f32>, WORKGROUP>;
 
 // The natural log-sum-exp of weights that sum to `sum` relative to the largest.
 fn natural(largest: f32, sum: f32) -> f32 {
-  return select(NOTHING, (largest + log2(max(sum, 1e-30))) * LN_2, sum > 0.0);
+  return select((largest + log2(sum)) * LN_2, NOTHING, sum <= 0.0);
 }
 
 fn write_latent(token: u32, head: u32, column: u32, value: vec4<f32>) {
@@ -63,7 +63,7 @@ fn merge_alone(token: u32, head: u32, start: u32) {
       let at = (first + s * step) * (QUADS + 1u);
       let found = partials[at + QUADS].x;
       let part = partials[at + column];
-      if (found > 0.5 * NOTHING) { // else it may be no number
+      if (!(found <= 0.5 * NOTHING)) { // else the part may be no number
         let weight = exp2(found - largest);
         sum += weight;
         merged += weight * part;
@@ -108,8 +108,8 @@ fn merge(t: u32, token: u32, head: u32, lane: u32, part_of: u32) {
         share.y *= rescale;
         merged *= rescale;
         for (var k = 0u; k < UNROLL; k++) {
-          // What saw no token may be no number.
-          if (s + k * GROUPS < splits && found[k] > 0.5 * NOTHING) {
+          // What saw no token may be no number; a log-sum-exp that is none counts, so that it is seen.
+          if (s + k * GROUPS < splits && !(found[k] <= 0.5 * NOTHING)) {
             let weight = exp2(found[k] - share.x);
             share.y += weight;
             merged += weight * part[k];

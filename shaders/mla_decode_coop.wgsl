@@ -162,7 +162,7 @@ fn main(
   if (row < ROWS && column == 0u) {
     factors[row] = 1.0 / max(total, 1e-30);
     if (row < rows.y) {
-      let lse = select(NOTHING, maximum + log2(max(total, 1e-30)), total > 0.0);
+      let lse = select(maximum + log2(total), NOTHING, total <= 0.0); // no number where a weight is none
       partials[(rows.x + row) * (R / 4u + 1u) + R / 4u] = vec4<f32>(lse, 0.0, 0.0, 0.0);
     }
   }

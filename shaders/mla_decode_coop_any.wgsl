@@ -184,7 +184,7 @@ fn main(
         if (column == 0u && base > split.begin) { moved[0] = base; }
       }
       if (column == 0u) { factors[row] = factor; }
-      let weight = select(vec4<f32>(0.0), exp2(score - maximum), score > vec4<f32>(0.5 * NOTHING));
+      let weight = select(exp2(score - maximum), vec4<f32>(0.0), score <= vec4<f32>(0.5 * NOTHING));
       total += weight.x + weight.y + weight.z + weight.w;
       let to = row * WEIGHT_PITCH + 4u * column;
       weights[to] = f16(weight.x);
@@ -221,7 +221,7 @@ fn main(
   if (row < ROWS && column == 0u) {
     factors[row] = 1.0 / max(total, 1e-30);
     if (row < rows.y) {
-      let lse = select(NOTHING, maximum + log2(max(total, 1e-30)), total > 0.0);
+      let lse = select(maximum + log2(total), NOTHING, total <= 0.0); // no number where a weight is none
       partials[(rows.x + row) * (R / 4u + 1u) + R / 4u] = vec4<f32>(lse, 0.0, 0.0, 0.0);
     }
   }

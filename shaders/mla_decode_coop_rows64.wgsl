@@ -245,7 +245,7 @@ fn main(
   if (column == 0u) {
     scores[factor_at(row)][row / 16u] = 1.0 / max(total, 1e-30);
     if (row < rows.y) {
-      let lse = select(NOTHING, maximum + log2(max(total, 1e-30)), total > 0.0);
+      let lse = select(maximum + log2(total), NOTHING, total <= 0.0); // no number where a weight is none
       partials[(rows.x + row) * (R / 4u + 1u) + R / 4u] = vec4<f32>(lse, 0.0, 0.0, 0.0);
     }
   }

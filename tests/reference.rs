@@ -203,6 +203,43 @@ fn weights_and_caches_in_many_small_bindings_change_nothing() {
 }
 
 /// What the reference implementation gave for the model that is shipped; see demos/model/golden.py.
+/// The fixture with the first value of a bf16 tensor made no number.
+fn broken(name: &str, tensor: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name} without {tensor}"));
+    std::fs::create_dir_all(&folder).expect("a folder under target");
+    let mut bytes = std::fs::read(fixture(name).join("model.safetensors")).expect("the fixture is there");
+    let tensors = SafeTensors::deserialize(&bytes).expect("it is a safetensors file");
+    let at = tensors.tensor(tensor).expect(tensor).data().as_ptr() as usize - bytes.as_ptr() as usize;
+    bytes[at..at + 2].copy_from_slice(&[0xc0, 0x7f]);
+    std::fs::write(folder.join("model.safetensors"), bytes).expect("a file under target");
+    std::fs::copy(fixture(name).join("config.json"), folder.join("config.json")).expect("the fixture is there");
+    folder
+}
+
+#[test]
+fn a_number_that_is_none_in_attention_s_weights_is_none_in_the_logits_whatever_attends() {
+    let ways = [
+        Options { prefill: Prefill::Absorbed, ..options() },
+        Options { prefill: Prefill::Absorbed, format: RecordFormat::F32, ..options() },
+        Options { prefill: Prefill::Absorbed, decode: Decode::Fused, ..options() },
+        materialised(),
+    ];
+    for device in devices(true) {
+        for tensor in ["q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj"] {
+            let folder = broken("deepseek_v3", &format!("model.layers.0.self_attn.{tensor}.weight"));
+            for options in &ways {
+                let mut engine = engine(&device, &folder, options);
+                let id = engine.create(&Sampler::default()).unwrap();
+                let what = format!("{}: {tensor}, {:?}, {:?}", device.caps().label(), options.prefill, options.decode);
+                let logits = block_on(engine.logits(id, &[1, 2, 3])).unwrap();
+                assert!(logits.iter().any(|logit| !logit.is_finite()), "{what}: swallowed in a prompt");
+                let logits = block_on(engine.logits(id, &[4])).unwrap();
+                assert!(logits.iter().any(|logit| !logit.is_finite()), "{what}: swallowed in decoding");
+            }
+        }
+    }
+}
+
 fn golden() -> (PathBuf, serde_json::Value) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demos/model");
     let text = std::fs::read_to_string(folder.join("golden.json")).expect("it is shipped");

@@ -109,7 +109,8 @@ fn softmax(base: u32, ends: vec2<u32>, lane: u32) {
   for (var i = 0u; i < TILE / 4u; i++) {
     let t = lane % 4u + 4u * i;
     let scores = own[i];
-    let weight = select(vec2<f32>(0.0), exp2(scores - fold_maximum), scores > vec2<f32>(0.5 * NOTHING));
+    // What is no number weighs as such, so that a broken model is seen.
+    let weight = select(exp2(scores - fold_maximum), vec2<f32>(0.0), scores <= vec2<f32>(0.5 * NOTHING));
     fold_total += weight;
     let at = (t * PAIRS + pair) / 2u;
     let k = 2u * (pair % 2u);
@@ -218,5 +219,5 @@ fn total_of(row: u32) -> f32 {
 // After `fold`: a row's log-sum-exp in base 2.
 fn lse_of(row: u32) -> f32 {
   let total = total_of(row);
-  return select(NOTHING, fold_scales[row / 2u][row % 2u] + log2(max(total, 1e-30)), total > 0.0);
+  return select(fold_scales[row / 2u][row % 2u] + log2(total), NOTHING, total <= 0.0);
 }

@@ -228,7 +228,7 @@ fn twin(width: usize, params: Params, count: usize, host: &Host) {
             let rows = group_rows(&records, (groups, group, width)).take(seen as usize);
             let (output, lse) = reference::gqa_decode::attend(query, rows);
             let mut partial: Vec<f32> = output.iter().map(|o| *o as f32).collect();
-            partial.extend([lse.max(f64::from(NOTHING)) as f32, 0.0, 0.0, 0.0]);
+            partial.extend([lse.clamp(f64::from(NOTHING), f64::INFINITY) as f32, 0.0, 0.0, 0.0]);
             partial
         };
         let rows: Vec<Vec<f32>> = (0..sequence.tokens as usize * heads).into_par_iter().map(row).collect();

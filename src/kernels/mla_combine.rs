@@ -290,7 +290,7 @@ fn twin(spec: &Spec, params: Params, heads: usize, host: &Host) {
             output = reference::mla_combine::values(&output, rows);
         }
         let output: Vec<f32> = output.iter().map(|o| *o as f32).collect();
-        (token * all + params.first_head as usize + head, output, lse.max(f64::from(NOTHING)) as f32)
+        (token * all + params.first_head as usize + head, output, lse.clamp(f64::from(NOTHING), f64::INFINITY) as f32)
     };
     let rows: Vec<_> = (0..params.tokens as usize * heads).into_par_iter().map(of).collect();
     for (row, output, lse) in rows {

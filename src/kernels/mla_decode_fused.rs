@@ -275,7 +275,7 @@ fn twin(spec: &Spec, params: Params, count: usize, host: &Host) {
                 let values = reference::mla_combine::values(&output, rows.take(v));
                 ((sequence.first_row as usize + token) * heads + head, values)
             } else {
-                let tail = [lse.max(f64::from(NOTHING)), 0.0, 0.0, 0.0];
+                let tail = [lse.clamp(f64::from(NOTHING), f64::INFINITY), 0.0, 0.0, 0.0];
                 ((split.partial as usize + token) * heads + head, output.into_iter().chain(tail).collect())
             }
         };

@@ -225,7 +225,7 @@ fn twin(spec: &Spec, params: Params, count: usize, (scale, method): (f32, Method
                 let before = (&earlier[at * v..][..v], f64::from(earlier_lse[at]));
                 (output, lse) = reference::mla_combine::merge(&[before, (&here, lse)], v);
             }
-            (output, lse.max(f64::from(NOTHING)))
+            (output, lse.clamp(f64::from(NOTHING), f64::INFINITY))
         };
         let rows: Vec<_> = (0..sequence.tokens as usize * heads).into_par_iter().map(row).collect();
         let output: Vec<f32> = rows.iter().flat_map(|(o, _)| o).map(|o| *o as f32).collect();

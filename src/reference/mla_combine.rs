@@ -1,9 +1,9 @@
 //! Twin of `mla_combine`: attention over parts of a context merged into attention over all of it.
 
-/// Merges `(output, natural log-sum-exp)` of disjoint parts. A part whose log-sum-exp is not above
-/// `NOTHING` had no key: its output counts nothing, whatever it holds.
+/// Merges `(output, natural log-sum-exp)` of disjoint parts. A part whose log-sum-exp is at most
+/// `NOTHING` had no key: its output counts nothing, whatever it holds. One that is no number makes all none.
 pub fn merge(parts: &[(&[f32], f64)], width: usize) -> (Vec<f64>, f64) {
-    let seen = || parts.iter().filter(|(_, lse)| *lse > NOTHING);
+    let seen = || parts.iter().filter(|(_, lse)| !(*lse <= NOTHING));
     let largest = seen().map(|(_, lse)| *lse).fold(f64::NEG_INFINITY, f64::max);
     let (mut merged, mut total) = (vec![0.0; width], 0.0);
     for (output, lse) in seen() {
@@ -38,6 +38,8 @@ mod tests {
         assert!((merged[0] - 4.0).abs() < 1e-12 && (merged[1] - 3.0).abs() < 1e-12, "{merged:?}");
         assert!((lse - 4f64.ln()).abs() < 1e-12, "{lse}");
         assert_eq!(merge(&[(&[1.0], f64::NEG_INFINITY)], 1), (vec![0.0], f64::NEG_INFINITY));
+        let (merged, lse) = merge(&[(&[1.0], 0.0), (&[f32::NAN], f64::NAN)], 1);
+        assert!(merged[0].is_nan() && lse.is_nan(), "a part that is no number was left out");
     }
 
     #[test]
