@@ -92,7 +92,8 @@ pub enum Error {
     },
     /// A model gave logits that are no numbers: its weights, or a kernel, are at fault.
     #[error(
-        "the logits at position {position} are not finite numbers (lamina check holds the kernels against the CPU)"
+        "the logits at position {position} are not finite numbers: a weight of the model is none, or a kernel is wrong \
+         (lamina check holds the kernels against the CPU)"
     )]
     NotFinite {
         /// The position in the sequence, from 0.

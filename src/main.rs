@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("lamina: {error}");
+            cli::say(&format!("lamina: {error}\n"));
             ExitCode::from(error.exit_code())
         }
     }

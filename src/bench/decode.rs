@@ -119,7 +119,7 @@ pub async fn measure(
     for (f, format) in work.formats.iter().enumerate() {
         // The largest first: its pages serve all others.
         let mut order: Vec<usize> = (0..work.shapes.len()).collect();
-        let need = |shape: &Shape| shape.pages() * sets(shape, *format, work, device.caps()) as u32;
+        let need = |shape: &Shape| shape.pages() * sets(shape, *format, work, device.caps());
         order.sort_by_key(|i| std::cmp::Reverse(need(&work.shapes[*i])));
         let mut pages: Option<Pages> = None;
         for i in order {
@@ -167,6 +167,9 @@ impl Results {
     }
 }
 
+/// Where a software driver allocates, the system ends other programs before it says that there is no more.
+const MOST_HOST_BYTES: u64 = 8 << 30;
+
 enum Outcome {
     Figure(Box<Figure>),
     Skipped(String),
@@ -176,7 +179,7 @@ enum Outcome {
 /// How many sets of pages runs rotate among. A software driver has no more than it has runs.
 fn sets(shape: &Shape, format: RecordFormat, work: &Work, caps: &Caps) -> u64 {
     let record = format.bytes(WIDTHS.0 as usize, WIDTHS.1 as usize) as u64;
-    let bytes = u64::from(shape.pages() * PAGE) * record;
+    let bytes = shape.pages() * u64::from(PAGE) * record;
     let most = if caps.is_software() { work.repeat as u64 } else { MOST_SETS };
     work.cold_bytes.div_ceil(bytes).clamp(1, most)
 }
@@ -191,8 +194,15 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    async fn run(&self, pages: &mut Option<Pages>, need: u32) -> Result<Outcome> {
+    async fn run(&self, pages: &mut Option<Pages>, need: u64) -> Result<Outcome> {
         let (shape, device, (r, p)) = (self.shape, self.device, WIDTHS);
+        let bytes = need * u64::from(PAGE) * self.format.bytes(r as usize, p as usize) as u64;
+        if device.caps().is_software() && bytes > MOST_HOST_BYTES {
+            return Ok(Outcome::Skipped(format!("{bytes} bytes of caches, which a software driver takes of the host")));
+        }
+        let Ok(need) = u32::try_from(need) else {
+            return Ok(Outcome::Skipped(format!("{need} pages, more than block tables count")));
+        };
         let spec = Spec { latent: r, rope: p, format: self.format, rows: shape.heads * shape.tokens };
         let (decoder, mut variant) = match decoder(device, &spec, self.work.way)? {
             Ok(found) => found,
@@ -423,7 +433,7 @@ mod tests {
             let clock = Clock { by: By::Timestamps, overhead_us: 0.0 };
             let bench =
                 Bench { device: &device, clock: &clock, ceilings: &CEILINGS, shape: &shape, format, work: &work };
-            let mut pages = bench.pages(shape.pages()).unwrap();
+            let mut pages = bench.pages(shape.pages() as u32).unwrap();
             let spec = Spec { latent: 512, rope: 64, format, rows: 6 };
             let (decoder, _) = decoder(&device, &spec, Way::Portable).unwrap().unwrap();
             let sets = [bench.set(&mut pages, &decoder, 0).unwrap()];

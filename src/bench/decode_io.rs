@@ -43,7 +43,7 @@ impl Io {
     /// Uploads the sets.
     ///
     /// # Errors
-    /// As [`Device::upload`].
+    /// As [`Device::alloc_bound`] and [`Device::upload`].
     pub fn new(device: &Device, shape: &Shape, sets: &[Set]) -> Result<Io> {
         let r = u64::from(WIDTHS.0);
         let (rows, partials) = (shape.rows() as u64, sets.iter().map(|set| set.plan.partials).max().unwrap_or(1));
@@ -53,9 +53,9 @@ impl Io {
             table: Sets::new(device, sets, |set| &set.table, "block table")?,
             queries: Sets::new(device, sets, |set| &set.queries, "queries")?,
             rows: device.upload(&Sequence::rows(&sets[0].batch), "rows")?,
-            partials: device.alloc(u64::from(partials * shape.heads) * 4 * (r + 4), "partials")?,
-            output: device.alloc(4 * rows * r, "output")?,
-            lse: device.alloc(4 * rows, "lse")?,
+            partials: device.alloc_bound(u64::from(partials * shape.heads) * 4 * (r + 4), "partials")?,
+            output: device.alloc_bound(4 * rows * r, "output")?,
+            lse: device.alloc_bound(4 * rows, "lse")?,
         })
     }
 

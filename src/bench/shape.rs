@@ -39,8 +39,8 @@ impl Shape {
     }
 
     /// Pages of all sequences.
-    pub(super) fn pages(&self) -> u32 {
-        self.contexts.iter().map(|context| context.div_ceil(PAGE)).sum()
+    pub(super) fn pages(&self) -> u64 {
+        self.contexts.iter().map(|context| u64::from(context.div_ceil(PAGE))).sum()
     }
 
     /// Records that must be read.

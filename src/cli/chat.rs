@@ -1,10 +1,10 @@
 //! `lamina chat`: a conversation, line by line.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
-use super::print;
 use super::run::{answer, some};
 use super::session::{Interrupt, ModelArgs, SampleArgs};
+use super::{print, say};
 use crate::gpu::Selector;
 use crate::text::{ChatOptions, Message};
 use crate::{Error, Result};
@@ -48,8 +48,7 @@ impl Args {
         let mut lines = std::io::stdin().lock().lines();
         loop {
             if asks {
-                eprint!("> ");
-                let _ = std::io::stderr().flush();
+                say("> ");
             }
             let Some(line) = lines.next() else { break };
             let line = line.map_err(|source| Error::Io { path: "standard input".into(), source })?;

@@ -1,11 +1,12 @@
 //! `lamina logits`: the logits of every position of a prompt, to a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pollster::block_on;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::session::ModelArgs;
+use super::{say, write_file};
 use crate::gpu::Selector;
 use crate::kernels::sample::Sampler;
 use crate::{Error, Result};
@@ -37,15 +38,30 @@ pub struct Args {
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let found = self.model.find(false)?;
+        self.spare(&found.folder)?;
         let vocab = found.config.vocab as usize;
         let mut session = self.model.open(found, (self.prompt_tokens.len(), 0), selector)?;
         let id = session.engine.create(&Sampler::default())?;
         let logits = block_on(session.engine.logits(id, &self.prompt_tokens))?;
+        if let Some(position) = logits.chunks(vocab).position(|row| row.iter().any(|logit| !logit.is_finite())) {
+            return Err(Error::NotFinite { position });
+        }
         let shape = vec![self.prompt_tokens.len(), vocab];
         let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(&logits)).expect("rows of the vocabulary");
         let bytes = safetensors::serialize([("logits", view)], None).expect("one tensor of a known shape");
-        std::fs::write(&self.out, bytes).map_err(|source| Error::Io { path: self.out.clone(), source })?;
-        eprintln!("{}: logits of {} tokens, {vocab} each", self.out.display(), self.prompt_tokens.len());
+        write_file(&self.out, &bytes)?;
+        say(&format!("{}: logits of {} tokens, {vocab} each\n", self.out.display(), self.prompt_tokens.len()));
         Ok(0)
+    }
+
+    /// Refuses to write over a file of the model.
+    fn spare(&self, model: &Path) -> Result<()> {
+        let (Ok(model), Ok(out)) = (model.canonicalize(), self.out.canonicalize()) else { return Ok(()) };
+        if out.parent() != Some(&model) {
+            return Ok(());
+        }
+        let (expected, found) =
+            ("a new file, or one outside the model's folder".into(), self.out.display().to_string());
+        Err(Error::Usage { what: "--out".into(), expected, found })
     }
 }

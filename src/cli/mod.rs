@@ -13,7 +13,8 @@ mod run;
 mod session;
 mod svg;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 use clap::{Parser, Subcommand};
 
@@ -89,7 +90,38 @@ const LOG: &str = "warn,wgpu_core=error,wgpu_hal=error,wgpu_hal::gles::egl=off,n
 /// Sends the log to stderr.
 pub fn log_to_stderr() {
     let filter = env_logger::Env::default().default_filter_or(LOG);
-    env_logger::Builder::from_env(filter).format_timestamp(None).format_target(false).init();
+    let mut builder = env_logger::Builder::from_env(filter);
+    if !std::io::stderr().is_terminal() {
+        // The logger's own way to stderr panics where nobody reads it any more.
+        builder.target(env_logger::Target::Pipe(Box::new(std::io::stderr())));
+    }
+    builder.format_timestamp(None).format_target(false).init();
+}
+
+/// Says something on stderr. That nobody reads it is no reason to stop.
+pub fn say(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+}
+
+/// Writes a file whole, or leaves what was there: beside it first, and renamed then. What is no plain file, such as
+/// a pipe, is written as it is.
+///
+/// # Errors
+/// [`Error::Io`].
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |source| Error::Io { path: path.into(), source };
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return std::fs::write(path, bytes).map_err(io);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(name);
+    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
+    written.map_err(|source| {
+        let _ = std::fs::remove_file(&part);
+        io(source)
+    })
 }
 
 /// Prints to stdout. A reader that has gone (`lamina info | head -1`) is no error.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::hub::{self, Need};
 use super::svg::Plot;
-use super::{print, table};
+use super::{print, table, write_file};
 use crate::gpu::{self, Selector};
 use crate::model::Config;
 use crate::model::plan::{self, Kind, Plan, Widths, human};
@@ -160,7 +160,7 @@ impl Args {
         };
         if let Some(file) = &self.svg {
             let text = report.plot(&plan).svg();
-            std::fs::write(file, text).map_err(|source| Error::Io { path: file.clone(), source })?;
+            write_file(file, text.as_bytes())?;
         }
         if self.json {
             print(&format!("{}\n", serde_json::to_string_pretty(&report).expect("plain data")))?;

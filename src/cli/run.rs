@@ -6,8 +6,8 @@ use futures::StreamExt;
 use pollster::block_on;
 use serde::Serialize;
 
-use super::print;
 use super::session::{Interrupt, ModelArgs, SampleArgs, Session, Timings};
+use super::{print, say};
 use crate::bench::report::Ran;
 use crate::engine::SequenceId;
 use crate::gpu::Selector;
@@ -76,6 +76,11 @@ impl Logprob {
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
         let found = self.model.find(self.prompt.is_some())?;
+        if found.text.is_none() && !self.sample.stop.is_empty() {
+            let (expected, found) = ("a model with a tokenizer".into(), found.folder.join("tokenizer.json"));
+            let found = format!("no {}", found.display());
+            return Err(Error::Usage { what: "--stop".into(), expected, found });
+        }
         let prompt = self.ids(found.text.as_ref())?;
         let sampler = self.sample.sampler(&found.generation)?;
         let mut session = self.model.open(found, (prompt.len(), self.sample.max_tokens), selector)?;
@@ -89,7 +94,7 @@ impl Args {
         })?;
         if shows {
             print("\n")?;
-            eprintln!("{}", answer.timings.line(answer.records.len(), session.engine.device().caps()));
+            say(&format!("{}\n", answer.timings.line(answer.records.len(), session.engine.device().caps())));
             return Ok(0);
         }
         let vocab = session.engine.model().config.vocab;

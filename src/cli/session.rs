@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::demo;
 use super::hub::{self, Need};
 use super::plan::{Format, size};
+use super::say;
 use crate::engine::{Engine, Options, PAGES, Request};
 use crate::gpu::{self, Caps, Device, Selector};
 use crate::kernels::sample::Sampler;
@@ -171,7 +172,7 @@ pub struct Session {
 
 /// A checkpoint whose small files are read, but not its weights.
 pub struct Found {
-    folder: PathBuf,
+    pub folder: PathBuf,
     /// The configuration.
     pub config: Config,
     /// The tokenizer, where there is one.
@@ -195,7 +196,7 @@ impl ModelArgs {
             Some(named) => hub::folder(named, if text { Need::Text } else { Need::Weights })?,
             None => demo::folder()?,
         };
-        eprintln!("model: {}", self.name());
+        say(&format!("model: {}\n", self.name()));
         let config = Config::open(&folder)?;
         let text = match text || folder.join("tokenizer.json").exists() {
             true => Some(Text::load(&folder)?),

@@ -179,6 +179,19 @@ impl Caps {
         self.binding_bytes.min(self.buffer_bytes)
     }
 
+    /// Refuses what no binding shows whole.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn check_bound(&self, size: u64, label: &str) -> crate::Result<()> {
+        let most = self.bound_bytes();
+        if size <= most {
+            return Ok(());
+        }
+        let (asked, offered) = (format!("{size} bytes for {label}"), format!("its largest binding is {most} bytes"));
+        Err(crate::Error::OutOfMemory { adapter: self.label(), asked, offered })
+    }
+
     /// The matrix units that kernels run on, or why they do not: kernels want f16 and workgroups of 256 besides, and a
     /// subgroup that has a fragment's rows.
     ///

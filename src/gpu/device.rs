@@ -134,14 +134,7 @@ impl Device {
     /// # Errors
     /// [`crate::Error::OutOfMemory`], where it is more than one binding shows, too.
     pub fn alloc_bound(&self, size: u64, label: &str) -> Result<Buffer> {
-        let caps = self.caps();
-        if size > caps.bound_bytes() {
-            return Err(Error::OutOfMemory {
-                adapter: caps.label(),
-                asked: format!("{size} bytes for {label}"),
-                offered: format!("its largest binding is {} bytes", caps.bound_bytes()),
-            });
-        }
+        self.caps().check_bound(size, label)?;
         self.alloc(size, label)
     }
 

@@ -84,26 +84,26 @@ impl<'a> Fields<'a> {
     /// A finite number above zero.
     pub(super) fn number(&self, name: &str) -> Result<f64> {
         let found = self.number_or_none(name)?;
-        self.required(name, "a number above 0", found)
+        self.required(name, ABOVE_0, found)
     }
 
     pub(super) fn number_or_none(&self, name: &str) -> Result<Option<f64>> {
-        self.read(name, "a number above 0", positive)
+        self.read(name, ABOVE_0, positive)
     }
 
     /// As [`Fields::number_or_none`], or 0.
     pub(super) fn weight_or_none(&self, name: &str) -> Result<Option<f64>> {
-        self.read(name, "a number from 0 on", |value| value.as_f64().filter(|n| n.is_finite() && *n >= 0.0))
+        self.read(name, FROM_0, |value| value.as_f64().filter(|n| *n >= 0.0 && (*n as f32).is_finite()))
     }
 
     pub(super) fn weight(&self, name: &str) -> Result<f64> {
         let found = self.weight_or_none(name)?;
-        self.required(name, "a number from 0 on", found)
+        self.required(name, FROM_0, found)
     }
 
     /// Finite numbers above zero.
     pub(super) fn numbers(&self, name: &str, length: usize) -> Result<Vec<f64>> {
-        let expected = format!("a list of {length} numbers above 0");
+        let expected = format!("a list of {length} numbers above 0 that f32 holds");
         let list = |value: &Value| value.as_array()?.iter().map(positive).collect::<Option<Vec<f64>>>();
         let found = self.read(name, &expected, list)?;
         let found = self.required(name, &expected, found)?;
@@ -162,8 +162,11 @@ impl<'a> Fields<'a> {
 
 static EMPTY: std::sync::OnceLock<Map<String, Value>> = std::sync::OnceLock::new();
 
+const ABOVE_0: &str = "a number above 0 that f32 holds";
+const FROM_0: &str = "a number from 0 on that f32 holds";
+
 fn positive(value: &Value) -> Option<f64> {
-    value.as_f64().filter(|n| n.is_finite() && *n > 0.0)
+    value.as_f64().filter(|n| *n as f32 > 0.0 && (*n as f32).is_finite())
 }
 
 /// A value as it stands in the file, cut to a line.

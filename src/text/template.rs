@@ -168,6 +168,8 @@ fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("the usual delimiters"));
+    // A template that never ends is an error. The longest known takes a few thousand steps for a message.
+    environment.set_fuel(Some(50_000_000));
     // A prompt is plain text, whatever the template is named.
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -320,6 +322,18 @@ mod tests {
             {% endfor %}";
         let rendered = render(text, talk(), &ChatOptions::default());
         assert_eq!(rendered, "<s>[BE BRIEF.]<think>greet</think>\n\nHello</s>[BYE]");
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_refused() {
+        let endless = template("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}");
+        let error = endless.render(talk().as_array().unwrap(), &ChatOptions::default()).unwrap_err().to_string();
+        assert!(error.starts_with("chat_template.jinja: "), "{error}");
+        assert!(error.contains("ran out of fuel"), "{error}");
+        // A long conversation is far from it.
+        let many: Vec<Json> = (0..20_000).map(|_| json!({"role": "user", "content": "Hi"})).collect();
+        let each = template("{% for m in messages %}{{ m.role + m.content }}{% endfor %}");
+        assert_eq!(each.render(&many, &ChatOptions::default()).unwrap().len(), 120_000);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line as a user meets it: exit codes, what is printed, and where.
 
+mod files;
 mod tune;
 
 use std::io::{BufRead, BufReader};

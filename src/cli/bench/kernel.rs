@@ -97,7 +97,8 @@ impl KernelBench {
         progress.end();
         let results = results?;
         if results.decode.is_empty() && results.failed.is_empty() {
-            let (what, expected) = ("--variant, --dtype".into(), format!("what runs on {}", device.caps().label()));
+            let (what, expected) =
+                ("what is to be timed".into(), format!("something that runs on {}", device.caps().label()));
             let found = results.skipped.first().map_or_else(|| "nothing".into(), |left| left.why.clone());
             return Err(Error::Usage { what, expected, found });
         }
