@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
-use indicatif::ProgressBar;
 
+use super::download::{Heard, verify, watched};
 use crate::model::Config;
 use crate::{Error, Result};
 
@@ -36,11 +37,14 @@ const OPTIONAL: [&str; 5] = [
 ];
 
 /// Where files are looked for.
+#[derive(Clone)]
 struct Hub {
     cache: Cache,
     endpoint: String,
     token: Option<String>,
     offline: bool,
+    /// How long a server may say nothing.
+    silence: Duration,
 }
 
 /// The folder of a checkpoint: `named` itself where it is one, else the snapshot of that repo.
@@ -77,6 +81,7 @@ impl Hub {
             token: set("HF_TOKEN").or_else(|| cache.token()),
             offline: set("HF_HUB_OFFLINE").is_some_and(yes),
             cache,
+            silence: Duration::from_secs(60),
         }
     }
 
@@ -100,15 +105,20 @@ impl Hub {
         if self.offline {
             return Err(not_there("HF_HUB_OFFLINE forbids to download them".into()));
         }
-        self.download(named, need).map_err(|fault| match fault {
-            Fault::Api(fault) => not_there(format!("downloading them from {} failed: {fault}", self.endpoint)),
-            Fault::Lamina(error) => error,
-        })
+        let (hub, repo) = (self.clone(), named.to_string());
+        match watched(self.silence, move |heard| hub.download(&repo, need, heard)) {
+            Some(Err(Fault::Api(fault))) => {
+                Err(not_there(format!("downloading them from {} failed: {fault}", self.endpoint)))
+            }
+            Some(Err(Fault::Lamina(error))) => Err(error),
+            Some(Ok(folder)) => Ok(folder),
+            None => Err(not_there(format!("{} said nothing for {:?}", self.endpoint, self.silence))),
+        }
     }
 
     /// Brings what is needed into the cache, all of one commit. A model that lamina does not run is refused by
     /// its configuration, before its weights are fetched.
-    fn download(&self, named: &str, need: Need) -> std::result::Result<PathBuf, Fault> {
+    fn download(&self, named: &str, need: Need, heard: &Heard) -> std::result::Result<PathBuf, Fault> {
         let api = ApiBuilder::from_cache(self.cache.clone())
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
@@ -121,10 +131,13 @@ impl Hub {
         cached.create_ref(&info.sha).map_err(ApiError::from)?;
         let api = api.repo(commit);
         // From the cache, or downloaded, going on where an earlier download stopped.
-        let fetch = |file: &str| match cached.get(file) {
-            Some(path) => Ok(path),
-            // Drawn on a terminal alone.
-            None => api.download_with_progress(file, ProgressBar::new(0)),
+        let fetch = |file: &str| -> std::result::Result<PathBuf, Fault> {
+            if let Some(path) = cached.get(file) {
+                return Ok(path);
+            }
+            let path = api.download_with_progress(file, heard.bar())?;
+            verify(&path, heard)?;
+            Ok(path)
         };
         let config = fetch(CONFIG)?;
         self.cache.repo(main).create_ref(&info.sha).map_err(ApiError::from)?;
@@ -284,9 +297,10 @@ mod tests {
         write!(
             stream,
             "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {first}-{last}/{}\r\n\
-             ETag: \"{file}-tag\"\r\nX-Repo-Commit: abc123\r\n\r\n",
+             ETag: \"{}\"\r\nX-Repo-Commit: abc123\r\n\r\n",
             part.len(),
-            whole.len()
+            whole.len(),
+            if file == LARGE { SHA256_OF_MUCH.into() } else { format!("{file}-tag") }
         )
         .ok()?;
         stream.write_all(part).ok()
@@ -300,9 +314,18 @@ mod tests {
     }
 
     fn hub(name: &str, endpoint: &str) -> Hub {
-        Hub { cache: cache(name), endpoint: endpoint.into(), token: None, offline: false }
+        Hub {
+            cache: cache(name),
+            endpoint: endpoint.into(),
+            token: None,
+            offline: false,
+            silence: Duration::from_secs(60),
+        }
     }
 
+    /// A file that goes by its SHA-256: that of "much".
+    const LARGE: &str = "large.safetensors";
+    const SHA256_OF_MUCH: &str = "543b1c4bd4f6b184ca2aef09ca8e5aeadb04907efa0ac7b81b00f8b9ea8133cd";
     const MODEL: &[u8] = include_bytes!("../../tests/data/configs/deepseek_v3.json");
     const SHARDS: &[u8] = br#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}"#;
 
@@ -354,6 +377,32 @@ mod tests {
         assert!(error.ends_with("not supported"), "{error}");
         assert!(server.downloads().iter().all(|file| file.starts_with("config.json")), "{:?}", server.downloads());
         std::fs::remove_dir_all(hub.cache.path()).expect("it is there");
+    }
+
+    #[test]
+    fn what_came_is_held_against_its_hash() {
+        let index: &[u8] = br#"{"weight_map": {"a": "large.safetensors"}}"#;
+        for (came, right) in [(b"much", true), (b"such", false)] {
+            let server = Server::start(&[("config.json", MODEL), (INDEX, index), (LARGE, came)]);
+            let hub = hub(if right { "hash" } else { "no hash" }, &server.endpoint);
+            let found = hub.folder("owner/model", Need::Weights);
+            let blob = hub.cache.path().join("models--owner--model/blobs").join(SHA256_OF_MUCH);
+            assert_eq!((found.is_ok(), blob.exists()), (right, right));
+            if let Err(error) = found {
+                let error = error.to_string();
+                assert!(error.contains(LARGE) && error.contains(SHA256_OF_MUCH), "{error}");
+            }
+            std::fs::remove_dir_all(hub.cache.path()).expect("it is there");
+        }
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_not_waited_for() {
+        let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = format!("http://{}", silent.local_addr().expect("an address"));
+        let hub = Hub { silence: Duration::from_millis(300), ..hub("silent", &endpoint) };
+        let error = hub.folder("owner/model", Need::Config).expect_err("no answer").to_string();
+        assert!(error.contains(&format!("{endpoint} said nothing for 300ms")), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod check;
 mod demo;
+mod download;
 mod drivers;
 mod hub;
 mod info;

@@ -1,8 +1,10 @@
 //! `tokenizer.json`.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::files;
@@ -38,11 +40,25 @@ impl Tokenizer {
             let expected = "tokenizer.json (other formats can be converted with Hugging Face transformers)";
             return Err(invalid("the tokenizer", expected, "no such file".into()));
         };
-        // The crate panics over some texts that are no JSON: say what is wrong with them.
-        serde_json::from_str::<serde::de::IgnoredAny>(&text)
-            .map_err(|error| invalid("its text", "a JSON object", error.to_string()))?;
+        let listed = match serde_json::from_str::<Listed>(&text) {
+            Ok(listed) => listed.added_tokens,
+            // The crate panics over some texts that are no JSON: say what is wrong with them.
+            Err(_) => serde_json::from_str::<serde::de::IgnoredAny>(&text)
+                .map(|_| Vec::new())
+                .map_err(|error| invalid("its text", "a JSON object", error.to_string()))?,
+        };
         let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(text))
             .map_err(|error| invalid("the tokenizer", "a tokenizer of Hugging Face", error))?;
+        for Added { id, content } in listed {
+            let read = tokenizer.token_to_id(&content);
+            if read.is_some_and(|read| read != id) {
+                let read = read.unwrap_or_default();
+                log::warn!(
+                    "{}: added_tokens: '{content}' has the id {id} there, but becomes {read}, as in transformers",
+                    file.display()
+                );
+            }
+        }
         // These are for training batches: a prompt is neither cut nor filled up.
         let _ = tokenizer.with_truncation(None).map_err(|error| invalid("truncation", "none", error.to_string()))?;
         tokenizer.with_padding(None);
@@ -101,10 +117,40 @@ impl Tokenizer {
     }
 }
 
+/// What a file says of tokens beside its vocabulary.
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
+}
+
+thread_local! {
+    /// This thread's panics are caught and told.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
+}
+
 /// What the crate gives. It panics over some files that it should refuse, which is the file's fault and no end
-/// of the process.
+/// of the process, nor worth a trace of the crate's.
 fn guarded<T, E: std::fmt::Display>(run: impl FnOnce() -> std::result::Result<T, E>) -> std::result::Result<T, String> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !TOLD.get() {
+                usual(panic);
+            }
+        }));
+    });
+    TOLD.set(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    TOLD.set(false);
+    match result {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("what the tokenizers crate fails on".into()),
     }
