@@ -133,8 +133,8 @@ mod tests {
         for (text, part) in [
             (r#"{"eos_token_id": 320}"#, "eos_token_id: expected ids below 320, found 320"),
             (r#"{"eos_token_id": "</s>"}"#, "eos_token_id: expected a token id or a list of them"),
-            (r#"{"temperature": -1}"#, "temperature: expected a number from 0 on, found -1"),
-            (r#"{"temperature": 1e300}"#, "temperature: expected a number that f32 holds"),
+            (r#"{"temperature": -1}"#, "temperature: expected a number from 0 on that f32 holds, found -1"),
+            (r#"{"temperature": 1e300}"#, "temperature: expected a number from 0 on that f32 holds"),
             (r#"{"top_p": 5}"#, "top_p: expected a probability from 0 to 1, found 5"),
             (r#"{"min_p": 1.5}"#, "min_p: expected a share from 0 to 1, found 1.5"),
             (r#"{"repetition_penalty": 1e-300}"#, "repetition_penalty: expected a number over 0"),
