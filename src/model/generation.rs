@@ -69,18 +69,14 @@ impl Generation {
             Some(found) if found > most => Err(fields.wrong(name, expected, &found.to_string())),
             found => Ok(found.map(|value| value as f32)),
         };
-        let penalty = fields.number_or_none("repetition_penalty")?.map(|value| value as f32);
-        if let Some(found) = penalty.filter(|found| !found.is_finite() || *found <= 0.0) {
-            return Err(fields.wrong("repetition_penalty", "a number over 0 that f32 holds", &found.to_string()));
-        }
         Ok(Generation {
             eos,
             sample: fields.flag_or_none("do_sample")?,
-            temperature: weight("temperature", f64::from(f32::MAX), "a number that f32 holds")?,
+            temperature: fields.weight_or_none("temperature")?.map(|value| value as f32),
             top_k: fields.count_or_none("top_k", 0, u32::MAX)?,
             top_p: weight("top_p", 1.0, "a probability from 0 to 1")?,
             min_p: weight("min_p", 1.0, "a share from 0 to 1")?,
-            repetition_penalty: penalty,
+            repetition_penalty: fields.number_or_none("repetition_penalty")?.map(|value| value as f32),
         })
     }
 }
@@ -137,7 +133,7 @@ mod tests {
             (r#"{"temperature": 1e300}"#, "temperature: expected a number from 0 on that f32 holds"),
             (r#"{"top_p": 5}"#, "top_p: expected a probability from 0 to 1, found 5"),
             (r#"{"min_p": 1.5}"#, "min_p: expected a share from 0 to 1, found 1.5"),
-            (r#"{"repetition_penalty": 1e-300}"#, "repetition_penalty: expected a number over 0"),
+            (r#"{"repetition_penalty": 1e-300}"#, "repetition_penalty: expected a number above 0 that f32 holds"),
             (r#"{"top_k": 0.5}"#, "top_k: expected a whole number"),
             ("[]", "expected a JSON object"),
             ("{", "a fault"),
