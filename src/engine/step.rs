@@ -133,7 +133,8 @@ impl Engine {
         let step_tokens = halved(step_tokens, options.step_tokens.unwrap_or(options.sequences), fit);
         target.partials = partials(step_tokens);
         // Prompts need logits of their last token alone; more at a time are a matter of `Engine::logits`.
-        let affordable = LOGITS_BYTES as u32 / (4 * model.config.vocab.next_multiple_of(4));
+        let bytes = LOGITS_BYTES.min(device.caps().bound_bytes());
+        let affordable = bytes as u32 / (4 * model.config.vocab.next_multiple_of(4));
         let logits = affordable.clamp(options.sequences, step_tokens);
         let limits = Limits {
             tokens: step_tokens,

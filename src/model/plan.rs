@@ -260,7 +260,8 @@ pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context,
     let step = u64::from(step_tokens(config, caps));
     let tokens = step.max(sequences).min(context.saturating_mul(sequences)) as u32;
     let (latent, vocab) = (u64::from(config.mla.latent), u64::from(config.vocab));
-    let logits = u64::from(tokens).min(LOGITS_BYTES / (4 * vocab)).max(sequences);
+    let most = LOGITS_BYTES.min(caps.map_or(u64::MAX, Caps::bound_bytes));
+    let logits = u64::from(tokens).min(most / (4 * vocab)).max(sequences);
     let workgroups = caps.map_or(264, workgroups);
     let partials = u64::from(workgroups * MOST_ROWS) * (latent + 4);
     let pages = token * PAGE * (sequences + 1);
