@@ -202,7 +202,6 @@ fn weights_and_caches_in_many_small_bindings_change_nothing() {
     }
 }
 
-/// What the reference implementation gave for the model that is shipped; see demos/model/golden.py.
 /// The fixture with the first value of a bf16 tensor made no number.
 fn broken(name: &str, tensor: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name} without {tensor}"));
@@ -240,6 +239,7 @@ fn a_number_that_is_none_in_attention_s_weights_is_none_in_the_logits_whatever_a
     }
 }
 
+/// What the reference implementation gave for the model that is shipped; see demos/model/golden.py.
 fn golden() -> (PathBuf, serde_json::Value) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demos/model");
     let text = std::fs::read_to_string(folder.join("golden.json")).expect("it is shipped");

@@ -16,7 +16,7 @@ use crate::kernels::sample::{self, Record, Sample, Sampler};
 use crate::kernels::{CacheChunk, Kernel, Row, Sequence, Span, Split};
 use crate::model::Model;
 use crate::model::forward::{Forward, Limits, Step};
-use crate::model::plan::{LOGITS_BYTES, check_bindings, halved, step_tokens};
+use crate::model::plan::{check_bindings, halved, logits_rows, step_tokens};
 
 /// Where a step's ids come from.
 #[derive(Clone, Copy, PartialEq)]
@@ -133,8 +133,7 @@ impl Engine {
         let step_tokens = halved(step_tokens, options.step_tokens.unwrap_or(options.sequences), fit);
         target.partials = partials(step_tokens);
         // Prompts need logits of their last token alone; more at a time are a matter of `Engine::logits`.
-        let bytes = LOGITS_BYTES.min(device.caps().bound_bytes());
-        let affordable = bytes as u32 / (4 * model.config.vocab.next_multiple_of(4));
+        let affordable = logits_rows(model.config.vocab, Some(device.caps()));
         let logits = affordable.clamp(options.sequences, step_tokens);
         let limits = Limits {
             tokens: step_tokens,

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::batch::page_bits;
 use super::gqa_decode_cases::cases;
-use super::mla_combine::NOTHING;
+use super::mla_combine::at_least_nothing;
 use super::mla_decode::split_records;
 use super::plan::Plan;
 use super::{CacheChunk, Case, Choice, Field, Kernel, Sequence, Set, Split, Variant};
@@ -228,7 +228,7 @@ fn twin(width: usize, params: Params, count: usize, host: &Host) {
             let rows = group_rows(&records, (groups, group, width)).take(seen as usize);
             let (output, lse) = reference::gqa_decode::attend(query, rows);
             let mut partial: Vec<f32> = output.iter().map(|o| *o as f32).collect();
-            partial.extend([lse.clamp(f64::from(NOTHING), f64::INFINITY) as f32, 0.0, 0.0, 0.0]);
+            partial.extend([at_least_nothing(lse) as f32, 0.0, 0.0, 0.0]);
             partial
         };
         let rows: Vec<Vec<f32>> = (0..sequence.tokens as usize * heads).into_par_iter().map(row).collect();

@@ -112,6 +112,11 @@ const NARROW: u32 = super::gemv::NARROW.0;
 /// The log-sum-exp of a row that saw no token.
 pub const NOTHING: f32 = -3.0e38;
 
+/// A log-sum-exp as twins write it: -inf is [`NOTHING`]; one that is no number stays so, which `f64::max` would hide.
+pub(super) fn at_least_nothing(lse: f64) -> f64 {
+    lse.clamp(f64::from(NOTHING), f64::INFINITY)
+}
+
 impl Kernel for MlaCombine {
     const NAME: &'static str = "mla_combine";
     const SOURCE: Source = wgsl!("mla_combine");
@@ -290,7 +295,7 @@ fn twin(spec: &Spec, params: Params, heads: usize, host: &Host) {
             output = reference::mla_combine::values(&output, rows);
         }
         let output: Vec<f32> = output.iter().map(|o| *o as f32).collect();
-        (token * all + params.first_head as usize + head, output, lse.clamp(f64::from(NOTHING), f64::INFINITY) as f32)
+        (token * all + params.first_head as usize + head, output, at_least_nothing(lse) as f32)
     };
     let rows: Vec<_> = (0..params.tokens as usize * heads).into_par_iter().map(of).collect();
     for (row, output, lse) in rows {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::batch::page_bits;
-use super::mla_combine::NOTHING;
+use super::mla_combine::at_least_nothing;
 use super::mla_decode_cases::cases;
 use super::plan::Plan;
 use super::{CacheChunk, Case, Choice, Field, Kernel, Sequence, Set, Split, Variant};
@@ -315,7 +315,7 @@ fn twin(spec: &Spec, params: Params, count: usize, query: fn(&[f32]) -> Vec<f32>
             let seen = records.chunks_exact(r + p).take(seen as usize);
             let (output, lse) = reference::mla_decode::attend(&query, seen, r);
             let mut partial: Vec<f32> = output.iter().map(|o| *o as f32).collect();
-            partial.extend([lse.clamp(f64::from(NOTHING), f64::INFINITY) as f32, 0.0, 0.0, 0.0]);
+            partial.extend([at_least_nothing(lse) as f32, 0.0, 0.0, 0.0]);
             partial
         };
         let rows: Vec<Vec<f32>> = (0..sequence.tokens as usize * heads).into_par_iter().map(row).collect();

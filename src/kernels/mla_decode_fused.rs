@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::batch::page_bits;
 use super::mla_append::rope_module;
-use super::mla_combine::NOTHING;
+use super::mla_combine::at_least_nothing;
 use super::mla_decode::{self, Tuning, fold_modules, split_records};
 use super::mla_decode_fused_cases::cases;
 use super::plan::Plan;
@@ -275,7 +275,7 @@ fn twin(spec: &Spec, params: Params, count: usize, host: &Host) {
                 let values = reference::mla_combine::values(&output, rows.take(v));
                 ((sequence.first_row as usize + token) * heads + head, values)
             } else {
-                let tail = [lse.clamp(f64::from(NOTHING), f64::INFINITY), 0.0, 0.0, 0.0];
+                let tail = [at_least_nothing(lse), 0.0, 0.0, 0.0];
                 ((split.partial as usize + token) * heads + head, output.into_iter().chain(tail).collect())
             }
         };

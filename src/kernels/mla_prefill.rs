@@ -7,7 +7,7 @@ use std::sync::Arc;
 use half::f16;
 use rayon::prelude::*;
 
-use super::mla_combine::NOTHING;
+use super::mla_combine::at_least_nothing;
 use super::mla_prefill_cases::cases;
 use super::{Case, Choice, Field, Kernel, Sequence, Set, Span, Variant};
 use crate::gpu::{Caps, Grid, Host, Recording, Shader, Source, View};
@@ -225,7 +225,7 @@ fn twin(spec: &Spec, params: Params, count: usize, (scale, method): (f32, Method
                 let before = (&earlier[at * v..][..v], f64::from(earlier_lse[at]));
                 (output, lse) = reference::mla_combine::merge(&[before, (&here, lse)], v);
             }
-            (output, lse.clamp(f64::from(NOTHING), f64::INFINITY))
+            (output, at_least_nothing(lse))
         };
         let rows: Vec<_> = (0..sequence.tokens as usize * heads).into_par_iter().map(row).collect();
         let output: Vec<f32> = rows.iter().flat_map(|(o, _)| o).map(|o| *o as f32).collect();

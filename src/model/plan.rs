@@ -260,8 +260,7 @@ pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context,
     let step = u64::from(step_tokens(config, caps));
     let tokens = step.max(sequences).min(context.saturating_mul(sequences)) as u32;
     let (latent, vocab) = (u64::from(config.mla.latent), u64::from(config.vocab));
-    let most = LOGITS_BYTES.min(caps.map_or(u64::MAX, Caps::bound_bytes));
-    let logits = u64::from(tokens).min(most / (4 * vocab)).max(sequences);
+    let logits = u64::from(tokens).min(logits_rows(config.vocab, caps).into()).max(sequences);
     let workgroups = caps.map_or(264, workgroups);
     let partials = u64::from(workgroups * MOST_ROWS) * (latent + 4);
     let pages = token * PAGE * (sequences + 1);
@@ -277,7 +276,15 @@ pub fn scratch_bytes(config: &Config, caps: Option<&Caps>, token: u64, (context,
 }
 
 /// The most bytes of a step's logits, where one sequence does not need more.
-pub const LOGITS_BYTES: u64 = 32 << 20;
+const LOGITS_BYTES: u64 = 32 << 20;
+
+/// Rows of logits that a step keeps at most, where its sequences do not need more: of so many bytes, and as one binding
+/// of the device shows.
+pub fn logits_rows(vocab: u32, caps: Option<&Caps>) -> u32 {
+    let bytes = LOGITS_BYTES.min(caps.map_or(u64::MAX, Caps::bound_bytes));
+    bytes as u32 / (4 * vocab.next_multiple_of(4))
+}
+
 /// Every mixture of experts.
 fn moes(config: &Config) -> impl Iterator<Item = &Moe> {
     config.layers.iter().flat_map(|layer| {

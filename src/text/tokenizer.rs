@@ -50,9 +50,7 @@ impl Tokenizer {
         let mut tokenizer = guarded(|| tokenizers::Tokenizer::from_bytes(text))
             .map_err(|error| invalid("the tokenizer", "a tokenizer of Hugging Face", error))?;
         for Added { id, content } in listed {
-            let read = tokenizer.token_to_id(&content);
-            if read.is_some_and(|read| read != id) {
-                let read = read.unwrap_or_default();
+            if let Some(read) = tokenizer.token_to_id(&content).filter(|read| *read != id) {
                 log::warn!(
                     "{}: added_tokens: '{content}' has the id {id} there, but becomes {read}, as in transformers",
                     file.display()
