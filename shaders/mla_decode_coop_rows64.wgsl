@@ -29,13 +29,18 @@ const TILE = 16u;
 const SLOT = TILE * PITCH;      // vec4<f16> from one tile to the next
 const HALF_STEPS = 2u * STEPS;  // fragments of a row's 16 columns in a half of a record
 const SCORE_PITCH = 34u;        // vec4 of a row, of 2 halves of 4 blocks: 32 bytes more, for the banks, factors and the flag
-const FLAG = 33u;               // of the scores: the tile where a maximum moved last
+const FLAG = 33u;               // of the scores: the tile where a maximum moved last, as `mark` has it
 const UNMOVED = 0x7f000000u;    // no tile, and a number as f32
 const WEIGHT_PITCH = 6u;        // vec4<f16>
 
 var<workgroup> tile: array<vec4<f16>, 2u * SLOT>;              // at first 32 rows of queries
 var<workgroup> scores: array<vec4<f32>, 16u * SCORE_PITCH>;    // and scratch of 16 x 4 a subgroup
 var<workgroup> weights: array<vec4<f16>, ROWS * WEIGHT_PITCH>;
+
+// A tile's first token as bits of an f32 that no device takes for 0.
+fn mark(base: u32) -> u32 {
+  return base | 0x40000000u;
+}
 
 // Where a row's factor stands beside the scores, as component row / 16. Lanes write components apart, as scalars.
 fn factor_at(row: u32) -> u32 {
@@ -172,22 +177,21 @@ fn main(
   var maximum = max(largest_of(first) - FRESH, LOWEST);
   var base = split.begin;
   var here = 0u;    // the tile at `base`
-  var over = false; // the row's scores pass its maximum by too much
+  var over = false; // one of this lane's scores passes its row's maximum by too much
   for (; base < split.end; base += TILE) {
     let next = SLOT - here;
     let sums = scores[read] + scores[read + 16u];
     keep(next + place * PITCH, side, part);
     part = fetch_token(sequence.pages, base + 2u * TILE + place, split.end, side); // on its way until the next turn
     let score = seen(sums, base + 4u * column, end);
-    let largest = largest_of(score);
-    over = largest > maximum + MOST;
-    if (over) { scores[FLAG].x = bitcast<f32>(base); }
+    over = max(max(score.x, score.y), max(score.z, score.w)) > maximum + MOST;
+    if (over) { scores[FLAG].x = bitcast<f32>(mark(base)); }
     let weight = exp2(score - select(maximum, -LOWEST, over)); // 0 for now
     total += weight.x + weight.y + weight.z + weight.w;
     weights[row * WEIGHT_PITCH + column] = vec4<f16>(weight);
     workgroupBarrier();
 
-    let stop = bitcast<u32>(scores[FLAG].x) == base;
+    let stop = bitcast<u32>(scores[FLAG].x) == mark(base);
     fold(&o, here, subgroup); // ahead of the scores, whose sums wait for each other: 3 % less time than behind them
     coopStoreT(scores_of(&q, next + columns), &scores[put], SCORE_PITCH);
     here = next;
@@ -195,7 +199,7 @@ fn main(
     if (stop) { break; }
   }
 
-  // From the tile on where a maximum is to move: most rows have folded it.
+  // From the tile on where a maximum is to move: most lanes' tokens of it are folded.
   let rest = select(base + TILE, base, over);
   if (base < split.end) {
     part = fetch_token(sequence.pages, base + place, split.end, side);
@@ -216,7 +220,7 @@ fn main(
       factor = exp2(maximum - (largest - FRESH));
       maximum = largest - FRESH;
       total *= factor;
-      scores[FLAG].x = bitcast<f32>(base);
+      scores[FLAG].x = bitcast<f32>(mark(base));
     }
     if (column == 0u) { scores[factor_at(row)][row / 16u] = factor; }
     let weight = exp2(score - maximum);
@@ -224,7 +228,7 @@ fn main(
     weights[row * WEIGHT_PITCH + column] = vec4<f16>(weight);
     workgroupBarrier();
 
-    if (bitcast<u32>(scores[FLAG].x) == base) { // rare
+    if (bitcast<u32>(scores[FLAG].x) == mark(base)) { // rare
       let at = vec2<u32>(subgroup, lane);
       o[0] = rescaled(o[0], 0u, at); if (COLUMNS > 1u) { o[1] = rescaled(o[1], 0u, at); }
       if (COLUMNS > 2u) { o[2] = rescaled(o[2], 0u, at); } if (COLUMNS > 3u) { o[3] = rescaled(o[3], 0u, at); }
