@@ -62,10 +62,11 @@ fn json_has_the_documented_fields_and_agrees_with_itself() {
     let report = json(&run("json", &args));
     let mut keys: Vec<&str> = report.as_object().expect("an object").keys().map(String::as_str).collect();
     keys.sort_unstable();
-    assert_eq!(keys, ["device", "logprobs", "prompt_tokens", "text", "timings", "tokens"]);
+    assert_eq!(keys, ["device", "finish_reason", "logprobs", "prompt_tokens", "text", "timings", "tokens"]);
     assert_eq!(report["prompt_tokens"], serde_json::json!([5, 6, 7]));
     assert_eq!(report["tokens"].as_array().map(Vec::len), Some(4));
     assert_eq!(report["device"]["type"], "cpu");
+    assert_eq!(report["finish_reason"], "length", "--max-tokens");
     for (token, logprob) in report["tokens"].as_array().unwrap().iter().zip(report["logprobs"].as_array().unwrap()) {
         assert_eq!(&logprob["top"][0][0], token, "greedy takes the likeliest");
         assert_eq!(logprob["top"][0][1], logprob["logprob"]);
@@ -81,6 +82,38 @@ fn a_stop_string_ends_the_text_before_it() {
     let args = ["run", "Once upon a time", "--max-tokens", "40", "--stop", stop];
     let stopped = stdout(&run("stopped", &args));
     assert_eq!(stopped.trim_end(), whole[..whole.find(stop).unwrap()].trim_end());
+    let report = json(&run("stopped-json", &[&args[..], &["--json"]].concat()));
+    assert_eq!(report["finish_reason"], "stop");
+}
+
+#[test]
+fn a_text_that_the_context_cuts_off_says_so() {
+    let full = "the context of 16 tokens is full (--ctx)";
+    let args = ["run", "--prompt-tokens", "5,6,7", "--ctx", "16", "--max-tokens", "64", "--ignore-eos"];
+    let output = run("full", &args);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains(full), "{}", stderr(&output));
+    let report = json(&run("full-json", &[&args[..], &["--json"]].concat()));
+    assert_eq!((&report["finish_reason"], report["tokens"].as_array().map(Vec::len)), (&"length".into(), Some(14)));
+    let within = ["run", "--prompt-tokens", "5,6,7", "--ctx", "16", "--max-tokens", "13", "--ignore-eos"];
+    assert!(!stderr(&run("within", &within)).contains("is full"), "all tokens that were asked for");
+}
+
+/// Sends the signal of Ctrl-C once the first answer is there and `chat` waits for a line.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_between_answers_ends_the_conversation() {
+    use std::io::{BufRead, BufReader};
+    let mut command = lamina("interrupted", &["chat", "--max-tokens", "2"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(b"Once upon a time\n").expect("it reads");
+    let mut answer = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut answer).expect("it answers");
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("there is kill");
+    assert!(sent.success() && !answer.trim().is_empty());
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    drop(input);
 }
 
 #[test]

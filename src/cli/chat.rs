@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 const AFTER_HELP: &str = "\
 Reads a line, prints the model's answer, and so on to the end of the input (Ctrl-D). Ctrl-C ends an
-answer. What stays the same of the conversation is not computed again.
+answer, and between answers the command (exit code 130). What stays the same of the conversation is not computed again.
 
 Examples:
   lamina chat --model DIR
@@ -68,6 +68,7 @@ impl Args {
             session.engine.see(id, &all)?;
             let said = answer(&mut session, id, (&all, &all[same..]), &self.sample, &interrupt, print)?;
             print("\n")?;
+            said.tell_end(&session);
             log::info!("{}", said.timings.line(said.records.len(), session.engine.device().caps()));
             held = all;
             held.extend(said.records.iter().map(|record| record.token));

@@ -54,6 +54,7 @@ struct Report {
     prompt_tokens: Vec<u32>,
     tokens: Vec<u32>,
     text: Option<String>,
+    finish_reason: &'static str,
     logprobs: Vec<Logprob>,
     timings: Timings,
     device: Ran,
@@ -94,6 +95,7 @@ impl Args {
         })?;
         if shows {
             print("\n")?;
+            answer.tell_end(&session);
             say(&format!("{}\n", answer.timings.line(answer.records.len(), session.engine.device().caps())));
             return Ok(0);
         }
@@ -101,6 +103,7 @@ impl Args {
         let report = Report {
             prompt_tokens: prompt,
             tokens: answer.records.iter().map(|record| record.token).collect(),
+            finish_reason: answer.finish.reason(),
             text: session.text.is_some().then_some(answer.text),
             logprobs: answer.records.iter().map(|record| Logprob::of(record, vocab)).collect(),
             timings: answer.timings,
@@ -131,11 +134,46 @@ pub(super) fn some(ids: Vec<u32>, what: &str) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    /// One of the tokens that end it, or a text to stop before.
+    Stop,
+    /// The most tokens.
+    Most,
+    /// No room in the context.
+    Context,
+    /// The user.
+    Abort,
+}
+
+impl Finish {
+    /// As OpenAI's API names it (`finish_reason`), and the browser's `Answer`.
+    fn reason(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Most | Finish::Context => "length",
+            Finish::Abort => "abort",
+        }
+    }
+}
+
 /// What a model said.
 pub(super) struct Answer {
     pub text: String,
     pub records: Vec<Record>,
+    pub finish: Finish,
     pub timings: Timings,
+}
+
+impl Answer {
+    /// Says on stderr where the context cut it off: to a reader the text just ends.
+    pub fn tell_end(&self, session: &Session) {
+        if self.finish == Finish::Context {
+            let context = session.engine.options().context;
+            say(&format!("the text ends here since the context of {context} tokens is full (--ctx)\n"));
+        }
+    }
 }
 
 /// Appends `new` to a sequence whose tokens, `new` included, are `all`, and gives each piece of what follows
@@ -154,6 +192,8 @@ pub(super) fn answer(
     let end = request.end.clone();
     let started = Instant::now();
     let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
+    let mut finish = None;
+    let answering = interrupt.answering();
     {
         let mut stream = std::pin::pin!(session.engine.generate(id, new, request));
         while let Some(record) = block_on(stream.next()) {
@@ -163,16 +203,24 @@ pub(super) fn answer(
                 first = last;
             }
             records.push(record);
-            if let Some(text) = text.as_mut().filter(|_| !end.contains(&record.token)) {
+            let ended = end.contains(&record.token);
+            if let Some(text) = text.as_mut().filter(|_| !ended) {
                 let piece = text.push(record.token)?;
                 show(&piece)?;
                 shown.push_str(&piece);
             }
-            if text.as_ref().is_some_and(TextStream::stopped) || interrupt.taken() {
+            if ended || text.as_ref().is_some_and(TextStream::stopped) {
+                finish = Some(Finish::Stop);
+                break;
+            }
+            if answering.interrupted() {
+                finish = Some(Finish::Abort);
                 break;
             }
         }
     }
+    drop(answering);
+    let most = if records.len() == sample.max_tokens { Finish::Most } else { Finish::Context };
     if let Some(text) = &mut text {
         let rest = text.finish()?;
         show(&rest)?;
@@ -180,5 +228,5 @@ pub(super) fn answer(
     }
     let held = all.len() + records.len();
     let timings = Timings::new(session, new.len(), records.len(), held, first, last);
-    Ok(Answer { text: shown, records, timings })
+    Ok(Answer { text: shown, records, finish: finish.unwrap_or(most), timings })
 }

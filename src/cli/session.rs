@@ -306,9 +306,17 @@ fn progress() -> ProgressBar {
     ProgressBar::new(0).with_style(ProgressStyle::with_template(style).expect("a template that was tried"))
 }
 
-/// True once the user has pressed Ctrl-C.
-#[derive(Clone)]
-pub struct Interrupt(Arc<AtomicBool>);
+/// Exit code of a command that Ctrl-C ends, as of one that its signal ends.
+const INTERRUPTED: i32 = 130;
+
+/// What Ctrl-C ends: the answer that is under way, or else the command.
+pub struct Interrupt {
+    answering: Arc<AtomicBool>,
+    pressed: Arc<AtomicBool>,
+}
+
+/// An answer under way, until it is dropped.
+pub struct Answering<'a>(&'a Interrupt);
 
 impl Interrupt {
     /// Listens from now on.
@@ -316,16 +324,35 @@ impl Interrupt {
     /// # Errors
     /// [`Error::Io`] where the system does not let it.
     pub fn listen() -> Result<Interrupt> {
-        let flag = Arc::new(AtomicBool::new(false));
-        let pressed = flag.clone();
-        ctrlc::set_handler(move || pressed.store(true, Ordering::Relaxed))
+        let listening = Interrupt { answering: Arc::default(), pressed: Arc::default() };
+        let (answering, pressed) = (listening.answering.clone(), listening.pressed.clone());
+        let handler = move || match answering.load(Ordering::Relaxed) {
+            true => pressed.store(true, Ordering::Relaxed),
+            false => std::process::exit(INTERRUPTED),
+        };
+        ctrlc::set_handler(handler)
             .map_err(|fault| Error::Io { path: "the signal of Ctrl-C".into(), source: std::io::Error::other(fault) })?;
-        Ok(Interrupt(flag))
+        Ok(listening)
     }
 
-    /// Whether it was pressed since the last call.
-    pub fn taken(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+    /// From now on it ends an answer.
+    pub fn answering(&self) -> Answering<'_> {
+        self.pressed.store(false, Ordering::Relaxed);
+        self.answering.store(true, Ordering::Relaxed);
+        Answering(self)
+    }
+}
+
+impl Answering<'_> {
+    /// Whether it was pressed since the answer began.
+    pub fn interrupted(&self) -> bool {
+        self.0.pressed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.answering.store(false, Ordering::Relaxed);
     }
 }
 
