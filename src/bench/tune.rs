@@ -19,9 +19,9 @@ const MARGIN: f64 = 0.03;
 /// What was measured.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Results {
-    /// Each kernel and spec.
+    /// Each kernel and class of specs.
     pub tuned: Vec<Tuned>,
-    /// Cases that a variant got wrong. Their specs are not tuned.
+    /// Cases that a variant got wrong. Their classes are not tuned.
     pub failed: Vec<Left>,
     /// Cases that were not run.
     pub skipped: Vec<Left>,
@@ -44,42 +44,54 @@ impl Left {
     }
 }
 
-/// A kernel with one spec, and its variants' times so far.
+/// A kernel with one class of specs, and its variants' times over the untuned one's, summed over the cases so far:
+/// large cases count no more than small ones.
 struct Sums {
     kernel: &'static str,
-    spec: String,
-    times: Vec<(&'static str, f64)>,
+    class: String,
+    shares: Vec<(&'static str, f64)>,
+    cases: usize,
     untuned: &'static str,
     wrong: bool,
 }
 
 impl Sums {
     fn new(case: &AnyCase, caps: &Caps) -> Sums {
-        let times = (case.variants)(caps).into_iter().map(|name| (name, 0.0)).collect();
-        Sums { kernel: case.kernel, spec: case.spec.clone(), times, untuned: (case.tuning)(caps), wrong: false }
+        let shares = (case.variants)(caps).into_iter().map(|name| (name, 0.0)).collect();
+        let (class, untuned) = (case.class.clone(), (case.tuning)(caps));
+        Sums { kernel: case.kernel, class, shares, cases: 0, untuned, wrong: false }
+    }
+
+    /// Adds a case's times, one for each variant.
+    fn add(&mut self, times: &[f64]) {
+        let usual = self.shares.iter().zip(times).find(|((name, _), _)| *name == self.untuned);
+        let usual = usual.map_or(f64::NAN, |(_, us)| *us);
+        self.shares.iter_mut().zip(times).for_each(|((_, sum), us)| *sum += us / usual);
+        self.cases += 1;
     }
 
     fn measured(&self) -> bool {
-        !self.wrong && self.times.iter().any(|(_, us)| *us > 0.0)
+        !self.wrong && self.cases > 0
     }
 
     fn tuned(&self, date: &str) -> Tuned {
+        let shares: Vec<_> = self.shares.iter().map(|(name, sum)| (*name, sum / self.cases as f64)).collect();
         Tuned {
             kernel: self.kernel.into(),
-            spec: self.spec.clone(),
-            variant: fastest(&self.times, self.untuned).into(),
+            class: self.class.clone(),
+            variant: fastest(&shares, self.untuned).into(),
             untuned: self.untuned.into(),
-            times: self.times.iter().map(|(name, us)| (name.to_string(), *us)).collect(),
+            shares: shares.into_iter().map(|(name, share)| (name.to_string(), share)).collect(),
             date: date.into(),
         }
     }
 }
 
 /// The variant of the least time, where it beats the untuned one by more than noise.
-fn fastest<'a>(times: &[(&'a str, f64)], untuned: &'a str) -> &'a str {
-    let usual = times.iter().find(|(name, _)| *name == untuned).map_or(f64::INFINITY, |(_, us)| *us);
-    let least = times.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-    least.filter(|(_, us)| *us < usual * (1.0 - MARGIN)).map_or(untuned, |(name, _)| name)
+fn fastest<'a>(shares: &[(&'a str, f64)], untuned: &'a str) -> &'a str {
+    let usual = shares.iter().find(|(name, _)| *name == untuned).map_or(f64::INFINITY, |(_, share)| *share);
+    let least = shares.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+    least.filter(|(_, share)| *share < usual * (1.0 - MARGIN)).map_or(untuned, |(name, _)| name)
 }
 
 /// Times every variant of every timed case of the kernels that have several on the device, each held against its
@@ -104,16 +116,16 @@ pub async fn measure(
     let too_dear =
         |case: &AnyCase| Left::new(case, format!("{:.1} GFLOP, of at most {:.1}", case.flops / 1e9, most / 1e9));
     let mut results = Results { skipped: dear.iter().map(too_dear).collect(), ..Results::default() };
-    let mut specs: Vec<Sums> = Vec::new();
+    let mut classes: Vec<Sums> = Vec::new();
     let total = cases.len();
     for (done, case) in cases.into_iter().enumerate() {
         progress(done, total);
-        let known = specs.iter().position(|sums| sums.kernel == case.kernel && sums.spec == case.spec);
+        let known = classes.iter().position(|sums| sums.kernel == case.kernel && sums.class == case.class);
         let at = known.unwrap_or_else(|| {
-            specs.push(Sums::new(&case, caps));
-            specs.len() - 1
+            classes.push(Sums::new(&case, caps));
+            classes.len() - 1
         });
-        let sums = &mut specs[at];
+        let sums = &mut classes[at];
         let prepared = Prepared::new(case)?;
         let largest = prepared.job().tensors.iter().map(|tensor| tensor.data.bytes().len() as u64).max();
         if let Some(bytes) = largest.filter(|bytes| *bytes > caps.binding_bytes) {
@@ -121,8 +133,8 @@ pub async fn measure(
             results.skipped.push(Left::new(prepared.case(), why));
             continue;
         }
-        match times(device, clock, &prepared, &sums.times, cold_bytes).await {
-            Ok(times) => sums.times.iter_mut().zip(times).for_each(|((_, sum), us)| *sum += us),
+        match times(device, clock, &prepared, &sums.shares, cold_bytes).await {
+            Ok(times) => sums.add(&times),
             Err(lost @ Error::DeviceLost { .. }) => return Err(lost),
             Err(memory @ Error::OutOfMemory { .. }) => {
                 results.skipped.push(Left::new(prepared.case(), memory.to_string()))
@@ -133,11 +145,11 @@ pub async fn measure(
             }
         }
     }
-    results.tuned = specs.iter().filter(|sums| sums.measured()).map(|sums| sums.tuned(date)).collect();
+    results.tuned = classes.iter().filter(|sums| sums.measured()).map(|sums| sums.tuned(date)).collect();
     Ok(results)
 }
 
-/// Each variant's time of a case, microseconds; an error where one has none, so that sums are of the same cases.
+/// Each variant's time of a case, microseconds; an error where one has none, so that means are of the same cases.
 /// The variants are timed in turn, twice, and the lesser median counts: what else the machine does only adds.
 async fn times(
     device: &Device,
@@ -173,14 +185,28 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_that_a_variant_gets_wrong_is_told_and_not_tuned() {
+    fn a_large_case_counts_no_more_than_a_small_one() {
+        let shares = vec![("portable", 0.0), ("subgroup", 0.0)];
+        let (kernel, class) = ("gemv", "one token".to_string());
+        let mut sums = Sums { kernel, class, shares, cases: 0, untuned: "portable", wrong: false };
+        assert!(!sums.measured());
+        for times in [[10.0, 6.0], [20.0, 14.0], [4000.0, 4100.0]] {
+            sums.add(&times);
+        }
+        let tuned = sums.tuned("2026-11-27");
+        assert_eq!((tuned.variant.as_str(), tuned.shares[0].1), ("subgroup", 1.0));
+        assert!((tuned.shares[1].1 - (0.6 + 0.7 + 1.025) / 3.0).abs() < 1e-12, "{tuned:?}");
+    }
+
+    #[test]
+    fn a_class_that_a_variant_gets_wrong_is_told_and_not_tuned() {
         let device = crate::check::adapters(&Options::default()).remove(0);
         let clock = pollster::block_on(Clock::of(&device)).unwrap();
         let wrong = |_| {
             let norm = ALL.iter().find(|entry| entry.name == "rms_norm").expect("in the list");
             let mut cases = (norm.cases)(Set::Timed);
             cases.truncate(2);
-            let AnyCase { spec, job, .. } = cases.remove(1);
+            let AnyCase { class, job, .. } = cases.remove(1);
             let another = move || {
                 let mut job = job();
                 job.expected = Some(Box::new(|_| {
@@ -189,7 +215,7 @@ mod tests {
                 job
             };
             cases.push(AnyCase {
-                spec: format!("{spec}, wrong"),
+                class: format!("{class}, wrong"),
                 job: Box::new(another),
                 ..(norm.cases)(Set::Timed).remove(0)
             });
@@ -200,7 +226,7 @@ mod tests {
         let Results { tuned, failed, skipped } =
             pollster::block_on(measure(&device, &clock, &[&entry], 0, "2026-11-26", |_, _| {})).unwrap();
         assert!(failed.len() == 1 && failed[0].why.contains("the check before timing rms_norm"), "{failed:?}");
-        assert!(tuned.len() == 1 && tuned[0].spec == "Spec" && skipped.is_empty(), "{tuned:?} {skipped:?}");
-        assert!(tuned[0].times.len() == 2 && tuned[0].times.iter().all(|(_, us)| *us > 0.0), "{tuned:?}");
+        assert!(tuned.len() == 1 && tuned[0].class == "Spec" && skipped.is_empty(), "{tuned:?} {skipped:?}");
+        assert!(tuned[0].shares.len() == 2 && tuned[0].shares.iter().all(|(_, share)| *share > 0.0), "{tuned:?}");
     }
 }

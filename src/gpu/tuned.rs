@@ -9,19 +9,19 @@ use super::caps::Caps;
 use super::kept;
 use crate::error::{Error, Result};
 
-/// What was measured of a kernel with one spec.
+/// What was measured of a kernel with one class of specs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
     /// The kernel.
     pub kernel: String,
-    /// Its spec, as Rust's `Debug` has it.
-    pub spec: String,
+    /// The specs that it is taken for ([`Kernel::class`](crate::kernels::Kernel::class)).
+    pub class: String,
     /// The variant that is taken.
     pub variant: String,
     /// The one that would be taken had nothing been measured.
     pub untuned: String,
-    /// Each variant and its time, microseconds: medians, summed over the timed cases.
-    pub times: Vec<(String, f64)>,
+    /// Each variant and its time over the untuned one's: of medians, the mean over the timed cases.
+    pub shares: Vec<(String, f64)>,
     /// The day, as year-month-day.
     pub date: String,
 }
@@ -29,11 +29,16 @@ pub struct Tuned {
 impl Tuned {
     /// The reason for the variant, for `lamina info`.
     pub fn why(&self) -> String {
-        let (taken, others): (Vec<_>, Vec<_>) = self.times.iter().partition(|(name, _)| *name == self.variant);
-        let us = taken.first().map_or(f64::NAN, |(_, us)| *us);
-        let others: Vec<String> = others.iter().map(|(name, us)| format!("{us:.1} {name}")).collect();
-        let others = others.join(", ");
-        format!("measured on this adapter by lamina bench tune, {}: {us:.1} us against {others}", self.date)
+        let others: Vec<String> =
+            self.others().iter().map(|(name, times)| format!("{name} takes {times:.2} times as long")).collect();
+        format!("measured on this adapter by lamina bench tune, {}: {}", self.date, others.join(", "))
+    }
+
+    /// The other variants, and how many times as long they take.
+    pub fn others(&self) -> Vec<(&str, f64)> {
+        let (taken, others): (Vec<_>, Vec<_>) = self.shares.iter().partition(|(name, _)| *name == self.variant);
+        let taken = taken.first().map_or(f64::NAN, |(_, share)| *share);
+        others.iter().map(|(name, share)| (name.as_str(), share / taken)).collect()
     }
 }
 
@@ -59,7 +64,7 @@ pub fn load(caps: &Caps) -> Vec<Tuned> {
     kept::folder().map_or_else(Vec::new, |folder| read(&place(&folder, caps), caps))
 }
 
-/// Keeps what was measured on an adapter, in the place of what was known of the same kernels and specs.
+/// Keeps what was measured on an adapter, in the place of what was known of the same kernels and classes.
 /// Gives the file.
 ///
 /// # Errors
@@ -123,7 +128,7 @@ fn read(path: &Path, caps: &Caps) -> Vec<Tuned> {
 
 fn write(path: &Path, caps: &Caps, tuned: &[Tuned]) -> Result<()> {
     let mut all = read(path, caps);
-    all.retain(|old| tuned.iter().all(|new| (&new.kernel, &new.spec) != (&old.kernel, &old.spec)));
+    all.retain(|old| tuned.iter().all(|new| (&new.kernel, &new.class) != (&old.kernel, &old.class)));
     all.extend_from_slice(tuned);
     let text = serde_json::to_string_pretty(&File::of(caps, all)).expect("plain data becomes JSON");
     kept::write(path, text.as_bytes()).map_err(|source| Error::Io { path: path.into(), source })
@@ -134,13 +139,13 @@ mod tests {
     use super::*;
 
     fn tuned(kernel: &str, variant: &str) -> Tuned {
-        let times = [("portable", 12.0), ("subgroup", 9.25), ("narrow", 20.0)];
+        let shares = [("portable", 1.0), ("subgroup", 0.8), ("narrow", 2.0)];
         Tuned {
             kernel: kernel.into(),
-            spec: "Spec".into(),
+            class: "Spec".into(),
             variant: variant.into(),
             untuned: "portable".into(),
-            times: times.map(|(name, us)| (name.to_string(), us)).into(),
+            shares: shares.map(|(name, share)| (name.to_string(), share)).into(),
             date: "2026-11-26".into(),
         }
     }
@@ -153,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_read_again_and_replaced_spec_by_spec() {
+    fn what_is_kept_is_read_again_and_replaced_class_by_class() {
         in_a_folder("kept", |folder| {
             let caps = Caps { name: "Radeon 780M (RADV)".into(), backend: "vulkan".into(), ..Caps::portable() };
             let path = place(folder, &caps);
@@ -194,10 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_has_the_day_and_every_time() {
+    fn the_reason_has_the_day_and_every_other_variant() {
         assert_eq!(
             tuned("gemv", "subgroup").why(),
-            "measured on this adapter by lamina bench tune, 2026-11-26: 9.2 us against 12.0 portable, 20.0 narrow"
+            "measured on this adapter by lamina bench tune, 2026-11-26: portable takes 1.25 times as long, \
+             narrow takes 2.50 times as long"
         );
     }
 }

@@ -280,7 +280,7 @@ impl<K: Kernel> Case<K> {
             name,
             flops,
             bytes,
-            spec: format!("{:?}", case.spec),
+            class: K::class(&case.spec),
             variants: Box::new(move |caps| K::variants(&of.spec, caps).iter().map(|v| v.name).collect()),
             tuning: Box::new(move |caps| K::tuning(&tuned.spec, caps).variant.name),
             job: Box::new(move || {
@@ -311,8 +311,8 @@ pub struct AnyCase {
     pub flops: f64,
     /// Bytes that must move through device memory.
     pub bytes: f64,
-    /// What the model fixes, as Rust's `Debug` has it.
-    pub spec: String,
+    /// The class of its spec ([`Kernel::class`]).
+    pub class: String,
     /// The names of the variants under some caps, portable first.
     pub variants: Box<dyn Fn(&Caps) -> Vec<&'static str> + Send + Sync>,
     /// The name of the variant that the kernel's tables take of these.

@@ -156,6 +156,10 @@ impl Kernel for GemmCoop {
         refuses(spec.fragments, caps)
     }
 
+    fn class(spec: &Spec) -> String {
+        format!("fragments of {} tokens", 16 * spec.fragments)
+    }
+
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
         tunings(spec.fragments, caps)
     }

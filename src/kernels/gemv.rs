@@ -72,6 +72,11 @@ pub struct Gemv {
     shader: Arc<Shader>,
 }
 
+/// Which of [`TOKENS`] share a read of the matrix.
+fn nth(spec: &Spec) -> usize {
+    TOKENS.iter().position(|tokens| spec.tokens <= *tokens).unwrap_or(TOKENS.len() - 1)
+}
+
 impl Kernel for Gemv {
     const NAME: &'static str = "gemv";
     const SOURCE: Source = wgsl!("gemv");
@@ -79,8 +84,12 @@ impl Kernel for Gemv {
     type Spec = Spec;
     type Tuning = Tuning;
 
+    fn class(spec: &Spec) -> String {
+        format!("a read for {} tokens", TOKENS[nth(spec)])
+    }
+
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
-        let class = TOKENS.iter().position(|tokens| spec.tokens <= *tokens).unwrap_or(TOKENS.len() - 1);
+        let class = nth(spec);
         let (rows, unroll) = if caps.is_software() { SHARES_SOFTWARE } else { SHARES[class] };
         let portable =
             Tuning { workgroup: WORKGROUP, teams: WORKGROUP / LANES, rows, unroll, split: 1, tokens: TOKENS[class], subgroups: false };
@@ -148,11 +157,18 @@ impl Kernel for Gemv {
         if set == Set::Timed {
             // 32 tokens, to find where gemm takes over.
             let large = [(7168, 18_432), (102_400, 2048)].map(|matrix| (matrix, &[1, 4][..]));
-            let small = [(2048, 10_944), (2112, 7168), (576, 2048)].map(|matrix| (matrix, &[1, 4, 8, 32][..]));
+            let small = [(2048, 10_944), (2112, 7168), (576, 2048)].map(|matrix| (matrix, &[1, 2, 4, 8, 32][..]));
             let each = |((rows, columns), tokens): ((usize, usize), &'static [usize])| {
                 tokens.iter().map(move |tokens| make(Shape::new(rows, columns, *tokens)))
             };
-            return large.into_iter().chain(small).flat_map(each).collect();
+            // As a layer of DeepSeek-V2-Lite has them with one token: norms go in, sums come out.
+            let one = |rows, columns| Shape::new(rows, columns, 1);
+            let of_a_layer = [
+                Shape { norm: true, ..one(3648, 2048) },
+                Shape { norm: true, epilogue: Epilogue::Swiglu, ..one(21_888, 2048) },
+                Shape { epilogue: Epilogue::Add, ..one(2048, 2048) },
+            ];
+            return large.into_iter().chain(small).flat_map(each).chain(of_a_layer.map(make)).collect();
         }
         // Each spec is a pipeline, and software drivers take a second for one: not every format meets
         // every number of tokens.

@@ -110,6 +110,10 @@ impl Kernel for MlaAppend {
     type Spec = Spec;
     type Tuning = Tuning;
 
+    fn class(spec: &Spec) -> String {
+        format!("records of {:?}", spec.format)
+    }
+
     fn variants(_: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
         let workgroup = caps.invocations.min(128);
         let mut variants = vec![Variant { name: "portable", tuning: Tuning { workgroup, subgroups: false } }];

@@ -181,6 +181,11 @@ pub(super) fn fold_modules(shader: ShaderBuilder, format: RecordFormat, subgroup
     }
 }
 
+/// A class of specs: by their records, and rows up to a power of two.
+pub(super) fn class(spec: &Spec) -> String {
+    format!("records of {:?}, up to {} rows", spec.format, spec.rows.next_power_of_two())
+}
+
 impl Kernel for MlaDecode {
     const NAME: &'static str = "mla_decode";
     const SOURCE: Source = wgsl!("mla_decode");
@@ -191,6 +196,10 @@ impl Kernel for MlaDecode {
     fn refusal(spec: &Spec, caps: &Caps) -> Option<String> {
         let why = || format!("4 records of {} values in {} bytes of workgroup memory", spec.width(), caps.workgroup_bytes);
         portable(spec, caps).is_none().then(why)
+    }
+
+    fn class(spec: &Spec) -> String {
+        class(spec)
     }
 
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {

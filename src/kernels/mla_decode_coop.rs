@@ -105,6 +105,10 @@ impl Kernel for MlaDecodeCoop {
         Some(why)
     }
 
+    fn class(spec: &Spec) -> String {
+        mla_decode::class(spec)
+    }
+
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
         if Self::refusal(spec, caps).is_some() {
             return Vec::new();

@@ -79,6 +79,12 @@ pub trait Kernel: Sized + Send + Sync + 'static {
     /// Where the kernel is refused.
     fn tuning(spec: &Self::Spec, caps: &Caps) -> Choice<Self::Tuning>;
 
+    /// Which specs one choice of a variant serves, by a name: `lamina bench tune` measures a class by the timed cases
+    /// that are of it. A spec is a class of its own unless a kernel says which of its parts make no difference.
+    fn class(spec: &Self::Spec) -> String {
+        format!("{spec:?}")
+    }
+
     /// The kernel with its shader composed.
     fn new(spec: &Self::Spec, tuning: &Self::Tuning) -> Self;
 
@@ -87,8 +93,8 @@ pub trait Kernel: Sized + Send + Sync + 'static {
     /// # Panics
     /// Where the kernel is refused.
     fn choice(spec: &Self::Spec, caps: &Caps) -> Choice<Self::Tuning> {
-        let key = format!("{spec:?}");
-        let measured = caps.tuned.iter().find(|tuned| tuned.kernel == Self::NAME && tuned.spec == key);
+        let class = Self::class(spec);
+        let measured = caps.tuned.iter().find(|tuned| tuned.kernel == Self::NAME && tuned.class == class);
         let choice = measured.and_then(|tuned| {
             let variant = Self::variants(spec, caps).into_iter().find(|variant| variant.name == tuned.variant)?;
             Some(Choice { variant, why: tuned.why() })
@@ -251,19 +257,19 @@ mod tests {
     use crate::gpu::tuned::Tuned;
 
     #[test]
-    fn a_measured_variant_is_taken_for_its_kernel_and_spec_while_there_is_one_of_that_name() {
-        let tuned = |kernel: &str, spec: &str, variant: &str| Tuned {
+    fn a_measured_variant_is_taken_for_its_kernel_and_class_while_there_is_one_of_that_name() {
+        let tuned = |kernel: &str, class: &str, variant: &str| Tuned {
             kernel: kernel.into(),
-            spec: spec.into(),
+            class: class.into(),
             variant: variant.into(),
             untuned: "subgroup".into(),
-            times: vec![("portable".into(), 1.0), ("subgroup".into(), 2.0)],
+            shares: vec![("portable".into(), 0.5), ("subgroup".into(), 1.0)],
             date: "2026-11-26".into(),
         };
         let choice = |tuned: Tuned| {
             let caps = Caps { tuned: vec![tuned], ..Caps::everything() };
             let Choice { variant, why } = rms_norm::RmsNorm::choice(&rms_norm::Spec, &caps);
-            (variant.name, why.contains("by lamina bench tune, 2026-11-26: 1.0 us against 2.0 subgroup"))
+            (variant.name, why.contains("by lamina bench tune, 2026-11-26: subgroup takes 2.00 times as long"))
         };
         assert_eq!(choice(tuned("rms_norm", "Spec", "portable")), ("portable", true));
         for other in
@@ -275,5 +281,16 @@ mod tests {
         let caps = Caps { tuned: vec![tuned("rms_norm", "Spec", "portable")], ..Caps::everything() };
         let entry = ALL.iter().find(|entry| entry.name == "rms_norm").expect("in the list");
         assert_eq!((entry.choices)(&caps)[0].1, "portable");
+    }
+
+    #[test]
+    fn whatever_a_token_asks_of_these_kernels_is_of_a_class_that_is_timed() {
+        for name in ["gemv", "moe_gemv", "moe_route"] {
+            let entry = ALL.iter().find(|entry| entry.name == name).expect("in the list");
+            let classes = |set| (entry.cases)(set).into_iter().map(|case| case.class).collect::<Vec<_>>();
+            let timed = classes(Set::Timed);
+            let others: Vec<String> = classes(Set::Pairs).into_iter().filter(|class| !timed.contains(class)).collect();
+            assert!(others.is_empty(), "{name}: {others:?}");
+        }
     }
 }

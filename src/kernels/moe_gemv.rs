@@ -101,6 +101,10 @@ impl Kernel for MoeGemv {
     type Spec = Spec;
     type Tuning = Tuning;
 
+    fn class(spec: &Spec) -> String {
+        format!("{:?}", spec.step)
+    }
+
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
         let (rows, unroll) = SHARE;
         let slots = spec.slots();
@@ -183,7 +187,11 @@ impl Kernel for MoeGemv {
         };
         if set == Set::Timed {
             let sizes = [(2816, 2048, Step::Up), (2048, 1408, Step::Down)];
-            let each = |(rows, columns, step)| [1, 4, 32, 96].map(|n| Shape { step, ..Shape::new(rows, columns, n, 6, 64) });
+            // Of a row's slots two are shared experts, as in DeepSeek-V2-Lite; with one token a norm goes in.
+            let each = |(rows, columns, step)| {
+                let norm = |tokens| tokens == 1 && step == Step::Up;
+                [1, 4, 32, 96].map(|tokens| Shape { step, norm: norm(tokens), ..Shape::new(rows, columns, tokens, 8, 66) })
+            };
             return sizes.into_iter().flat_map(each).map(make).collect();
         }
         let norm = |shape: Shape| Shape { norm: true, ..shape };

@@ -123,6 +123,10 @@ impl Kernel for MoeRoute {
     type Spec = Spec;
     type Tuning = Tuning;
 
+    fn class(_: &Spec) -> String {
+        "any router".into()
+    }
+
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {
         let workgroup = spec.experts.max(spec.slots()).next_multiple_of(32).min(caps.invocations).min(256);
         let mut variants = vec![Variant { name: "portable", tuning: Tuning { workgroup, subgroups: false } }];

@@ -6,7 +6,7 @@ use pollster::block_on;
 use serde::Serialize;
 
 use super::super::{check, print};
-use super::tables::{digits, rows};
+use super::tables::rows;
 use super::{COLD, Output, Progress, Size, UNCHECKED};
 use crate::bench::{clock, tune};
 use crate::gpu::tuned::{self, Tuned};
@@ -66,18 +66,13 @@ impl TuneBench {
 
 fn text(kept: &Kept, markdown: bool) -> String {
     let line = |tuned: &Tuned| {
-        let us = |name: &str| tuned.times.iter().find(|(n, _)| n == name).map_or(f64::NAN, |(_, us)| *us);
-        let others = tuned.times.iter().filter(|(name, _)| *name != tuned.variant);
-        let others: Vec<String> = others.map(|(name, us)| format!("{} {name}", digits(*us))).collect();
-        let gain = match tuned.variant == tuned.untuned {
-            true => "as before".into(),
-            false => format!("{:.2}x {}", us(&tuned.untuned) / us(&tuned.variant), tuned.untuned),
-        };
-        let us = digits(us(&tuned.variant));
-        vec![tuned.kernel.clone(), tuned.variant.clone(), us, others.join(", "), gain, tuned.spec.clone()]
+        let others: Vec<String> =
+            tuned.others().iter().map(|(name, times)| format!("{times:.2}x {name}")).collect();
+        let change = if tuned.variant == tuned.untuned { "as before".into() } else { format!("not {}", tuned.untuned) };
+        vec![tuned.kernel.clone(), tuned.variant.clone(), others.join(", "), change, tuned.class.clone()]
     };
     let lines: Vec<Vec<String>> = kept.results.tuned.iter().map(line).collect();
-    let header = ["kernel", "taken", "us", "against", "gain", "for"];
+    let header = ["kernel", "taken", "the others take", "change", "for"];
     let mut text = if lines.is_empty() { String::new() } else { rows(&header, &lines, markdown) };
     for (what, left) in [("Failed its check", &kept.results.failed), ("Skipped", &kept.results.skipped)] {
         for left in left {
@@ -101,23 +96,20 @@ mod tests {
 
     #[test]
     fn a_row_says_what_is_taken_what_it_beat_and_what_failed() {
-        let times = [("portable", 30.0), ("subgroup", 12.5), ("narrow", 20.0)];
+        let shares = [("portable", 1.0), ("subgroup", 0.4), ("narrow", 0.6)];
         let tuned = |untuned: &str| Tuned {
             kernel: "gemv".into(),
-            spec: "Spec".into(),
+            class: "Spec".into(),
             variant: "subgroup".into(),
             untuned: untuned.into(),
-            times: times.map(|(name, us)| (name.to_string(), us)).into(),
+            shares: shares.map(|(name, share)| (name.to_string(), share)).into(),
             date: "2026-11-26".into(),
         };
         let left = tune::Left { kernel: "sample", case: "greedy".into(), why: "one id is off".into() };
         let (tuned, failed) = (vec![tuned("portable"), tuned("subgroup")], vec![left]);
         let results = tune::Results { tuned, failed, ..tune::Results::default() };
         let text = text(&Kept { file: Some("/cache/tuned.json".into()), results }, true);
-        assert!(
-            text.contains("| gemv | subgroup | 12.5 | 30.0 portable, 20.0 narrow | 2.40x portable | Spec |"),
-            "{text}"
-        );
+        assert!(text.contains("| gemv | subgroup | 2.50x portable, 1.50x narrow | not portable | Spec |"), "{text}");
         assert!(text.contains("| as before | Spec |"), "{text}");
         assert!(text.contains("Failed its check: sample, greedy: one id is off\n"), "{text}");
         assert!(text.ends_with("they are in /cache/tuned.json\n"), "{text}");
