@@ -23,6 +23,10 @@ def number(value):
     return f"{value:.3g}"
 
 
+def counted(count, what):
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def percent(share):
     return f"{100 * share:.0f} %"
 
@@ -96,9 +100,9 @@ def attention(all_records):
     text = ""
     for record in (record for record in all_records if "attention" in record):
         dims = record["dims"]
-        text += f"One layer of width {dims['hidden']:,} decodes a token of {record['batch']} sequences: {dims['heads']} "
+        text += f"One layer of width {dims['hidden']:,} decodes a token of {counted(record['batch'], 'sequence')}: {dims['heads']} "
         text += f"heads of {dims['head']}; MLA with a latent of {dims['latent']}, keys of {dims['nope']} and a rope key of "
-        text += f"{dims['rope']}.\n\n"
+        text += f"{dims['rope']}. 'MLA expanded' multiplies on invocations, as a device without matrix units has to.\n\n"
         rows = []
         for figure in record["attention"]:
             to_gqa = figure["layer_to_gqa"]

@@ -19,6 +19,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 DECODE = "bench kernel --dtype f16"
@@ -85,6 +86,8 @@ def main():
         parser.error(f"DIR: expected a folder without records, found {path}")
 
     asked.dir.mkdir(parents=True, exist_ok=True)
+    # The kernels' own tables, not what `lamina bench tune` kept here.
+    os.environ["LAMINA_CACHE"] = tempfile.mkdtemp(prefix="lamina-record-")
     started = time.monotonic()
     checked = check(asked.lamina) if not asked.only else None
     if checked:
@@ -97,9 +100,10 @@ def main():
             record = json.loads(done.stdout)
             (asked.dir / f"{name}.json").write_bytes(done.stdout)
             rows.append((f"{name}.json", shown(command)))
-        else:
+        elif not (done.returncode == 2 and "--variant" in line):
             failed.append(name)
-        told(time.monotonic() - started, shown(command) + ("" if done.returncode == 0 else ": failed"))
+        ended = "failed" if name in failed else "this adapter has no such variant"
+        told(time.monotonic() - started, shown(command) + ("" if done.returncode == 0 else f": {ended}"))
     if record and not asked.only:
         path.write_text(readme(record, rows, checked))
     if failed:

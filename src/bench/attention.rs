@@ -137,9 +137,16 @@ pub async fn measure(
     let mut done = 0;
     let software = device.caps().is_software();
     for (name, kind) in work.kinds() {
-        let bytes = LayerWeights::new(device, kind, &work.dims)?.bytes();
-        let copies = if software { 1 } else { work.cold_bytes.div_ceil(bytes).clamp(1, MOST_COPIES) };
-        let weights = (0..copies).map(|_| LayerWeights::new(device, kind, &work.dims)).collect::<Result<Vec<_>>>()?;
+        let weights = match copies(device, kind, work, software) {
+            Err(Error::OutOfMemory { asked, offered, .. }) => {
+                let left =
+                    |context: &u32| Left { context: *context, kind: name.clone(), why: format!("{asked}: {offered}") };
+                results.skipped.extend(work.contexts.iter().map(left));
+                done += work.contexts.len();
+                continue;
+            }
+            other => other?,
+        };
         for context in &work.contexts {
             progress(done, total);
             done += 1;
@@ -156,6 +163,16 @@ pub async fn measure(
     }
     results.compare(&format!("GQA-{}", work.groups));
     Ok(results)
+}
+
+/// A layer's weights, as often as the caches do not hold them all.
+fn copies(device: &Device, kind: Kind, work: &Work, software: bool) -> Result<Vec<LayerWeights>> {
+    let mut copies = vec![LayerWeights::new(device, kind, &work.dims)?];
+    let count = if software { 1 } else { work.cold_bytes.div_ceil(copies[0].bytes()).clamp(1, MOST_COPIES) };
+    for _ in 1..count {
+        copies.push(LayerWeights::new(device, kind, &work.dims)?);
+    }
+    Ok(copies)
 }
 
 impl Results {

@@ -39,6 +39,8 @@ const BURST: Duration = Duration::from_millis(100);
 const SUBMISSION: Duration = Duration::from_millis(200);
 /// The most runs of one submission: a pair of timestamps each, of the 4096 that a query set holds.
 const MOST_RUNS: usize = 2048;
+/// By the queue, the fewest submissions of short runs: each is one figure, and their median is to say something.
+const LEAST_SUBMISSIONS: usize = 5;
 
 impl Clock {
     /// The clock of a device.
@@ -78,9 +80,10 @@ impl Clock {
         let together = ((SUBMISSION.as_secs_f64() / each.as_secs_f64()) as usize).clamp(1, MOST_RUNS);
         let mut times = Vec::new();
         let mut round = 0;
-        while round < rounds {
+        let least = if self.by == By::Queue && together > 1 { LEAST_SUBMISSIONS } else { 1 };
+        while round < rounds || times.len() < least {
             // Short lists several times in a submission, long ones in several.
-            let turns = (together / recordings.len()).clamp(1, rounds - round);
+            let turns = (together / recordings.len()).clamp(1, rounds.saturating_sub(round).max(1));
             for part in recordings.chunks(together) {
                 match self.by {
                     By::Timestamps => {

@@ -103,7 +103,7 @@ impl<'a> Layers<'a> {
         let caps = device.caps();
         let of = |rows: u32, length: u32, label: &str| -> Result<Activations> {
             let bytes = 4 * u64::from(rows) * u64::from(length.next_multiple_of(4));
-            Ok(Activations::rows(device.alloc(bytes, label)?.view(), length))
+            Ok(Activations::rows(device.alloc_bound(bytes, label)?.view(), length))
         };
         let expanded = heads * (nope + head);
         let most_keys = pieces::most_keys(4 * u64::from(expanded), caps.bound_bytes());
@@ -176,11 +176,11 @@ impl<'a> Layers<'a> {
             rope_table: device.upload(&Frequencies::plain(turning, 1e4).table(context), "rope table")?,
             x,
             projected: of(batch, kind.rows(dims), "projections")?,
-            queries: device.alloc(4 * u64::from(batch * heads * width), "queries")?,
-            partials: device.alloc(4 * u64::from(partials * heads) * u64::from(wide + 4), "partials")?,
+            queries: device.alloc_bound(4 * u64::from(batch * heads * width), "queries")?,
+            partials: device.alloc_bound(4 * u64::from(partials * heads) * u64::from(wide + 4), "partials")?,
             values: of(batch, heads * head, "values")?,
-            merged: device.alloc(4 * u64::from(batch * heads * wide), "merged")?,
-            lse: device.alloc(4 * u64::from(batch * heads), "log-sum-exps")?,
+            merged: device.alloc_bound(4 * u64::from(batch * heads * wide), "merged")?,
+            lse: device.alloc_bound(4 * u64::from(batch * heads), "log-sum-exps")?,
             output: of(batch, hidden, "output")?,
             sets,
             pages,

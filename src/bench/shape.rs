@@ -8,6 +8,9 @@ use crate::num::record::RecordFormat;
 pub(super) const WIDTHS: (u32, u32) = (512, 64);
 /// Tokens of a page.
 pub(super) const PAGE: u32 = 64;
+/// The most sequences, heads and tokens of a context that are measured.
+pub const MOST: [u32; 3] = [4096, 1024, 1 << 22];
+
 /// Sequences that decode a step together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {

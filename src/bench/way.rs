@@ -38,7 +38,7 @@ pub(super) fn decoder(
         Way::Subgroup => return Ok(plain("subgroup")),
         Way::Auto => Decoder::new(spec, PAGE, device)?,
         Way::Coop => match MlaDecodeCoop::tried(spec, device)? {
-            Ok(usual) => Decoder::Matrices { usual, little: None },
+            Ok(_) => Decoder::new(spec, PAGE, device)?, // with its blocks for little work
             Err(why) => return Ok(Err(format!("mla_decode_coop: {why}"))),
         },
     };

@@ -9,9 +9,10 @@ use crate::bench::ceilings;
 use crate::bench::clock::Clock;
 use crate::bench::decode::{self, Work};
 use crate::bench::report::Report;
-use crate::bench::shape::Shape;
+use crate::bench::shape::{MOST, Shape};
 use crate::bench::way::Way;
 use crate::num::record::RecordFormat;
+use crate::{Error, Result};
 
 /// What is measured; each list's combinations are the shapes.
 #[derive(Deserialize)]
@@ -25,6 +26,20 @@ struct Asked {
     repeat: usize,
     /// Megabytes that the bandwidth is measured with.
     mib: u64,
+}
+
+impl Asked {
+    /// Refuses numbers that no shape can have.
+    fn check(&self) -> Result<()> {
+        let lists = [("batch", &self.batch), ("heads", &self.heads), ("context", &self.context)];
+        for ((what, list), most) in lists.into_iter().zip(MOST) {
+            if let Some(found) = list.iter().find(|number| !(1..=most).contains(*number)) {
+                let (expected, found) = (format!("1 to {most}"), found.to_string());
+                return Err(Error::Usage { what: what.into(), expected, found });
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -54,7 +69,9 @@ impl WebDevice {
     /// Measures the device's ceilings, then decode attention. `command` is what the record says was asked for;
     /// `progress` hears how many shapes are done, of how many. Gives the record of `lamina bench kernel --json`.
     pub async fn bench(&self, asked: &str, command: String, progress: Function) -> Thrown<String> {
-        let Asked { batch, heads, context, dtype, repeat, mib } = parse("options of a benchmark", asked)?;
+        let asked: Asked = parse("options of a benchmark", asked)?;
+        asked.check().map_err(thrown)?;
+        let Asked { batch, heads, context, dtype, repeat, mib } = asked;
         let device = &self.0;
         let measured = async {
             let clock = Clock::of(device).await?;

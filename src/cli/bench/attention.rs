@@ -68,6 +68,11 @@ impl AttentionBench {
         let results = block_on(measured);
         progress.end();
         let results = results?;
+        if results.attention.is_empty() && results.failed.is_empty() {
+            let expected = format!("sizes that fit {}", device.caps().label());
+            let found = results.skipped.first().map_or_else(|| "nothing".into(), |left| left.why.clone());
+            return Err(Error::Usage { what: "what is to be timed".into(), expected, found });
+        }
         let code = u8::from(!results.failed.is_empty());
         self.output.print(&device, clock, ceilings, results, text)?;
         Ok(code)

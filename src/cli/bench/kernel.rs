@@ -7,7 +7,7 @@ use super::tables::{digits, percent, rows};
 use super::{COLD, Output, Progress, Size, UNCHECKED};
 use crate::bench::decode::{self, Figure, Results, Work};
 use crate::bench::published::Named;
-use crate::bench::shape::{Asked, Shape};
+use crate::bench::shape::{Asked, MOST, Shape};
 use crate::bench::way::Way;
 use crate::gpu::{Caps, Device, Selector};
 use crate::num::record::RecordFormat;
@@ -20,13 +20,13 @@ pub struct KernelBench {
     #[arg(value_enum, conflicts_with_all = ["batch", "heads", "context"])]
     case: Option<Case>,
     /// Sequences [default: 1,4,16,128; on a CPU driver 1]
-    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST[0])))]
     batch: Vec<u32>,
     /// Query heads [default: 16,20,64,128; on a CPU driver 16,128]
-    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST[1])))]
     heads: Vec<u32>,
     /// Tokens of each sequence [default: 1024,4096,8192,16384,32768,131072; on a CPU driver 1024,4096]
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1 << 22))]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST[2])))]
     context: Vec<u32>,
     /// How records are stored [default: f16,fp8]
     #[arg(long, value_name = "FORMAT", value_delimiter = ',')]

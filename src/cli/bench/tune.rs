@@ -66,8 +66,7 @@ impl TuneBench {
 
 fn text(kept: &Kept, markdown: bool) -> String {
     let line = |tuned: &Tuned| {
-        let others: Vec<String> =
-            tuned.others().iter().map(|(name, times)| format!("{times:.2}x {name}")).collect();
+        let others: Vec<String> = tuned.others().iter().map(|(name, times)| format!("{times:.2}x {name}")).collect();
         let change = if tuned.variant == tuned.untuned { "as before".into() } else { format!("not {}", tuned.untuned) };
         vec![tuned.kernel.clone(), tuned.variant.clone(), others.join(", "), change, tuned.class.clone()]
     };
