@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{drivers, print, table};
 use crate::gpu::{self, Caps, Device, DeviceType, Options, Selector};
 use crate::kernels::linear::Linear;
-use crate::kernels::mla_decode_coop::MlaDecodeCoop;
+use crate::kernels::mla_decode_coop::{Decoder, MlaDecodeCoop};
 use crate::kernels::{ALL, Kernel, gemm_coop, mla_decode, mla_decode_fused, moe_layer, pieces};
 use crate::num::record::RecordFormat;
 use crate::{Error, Result};
@@ -90,7 +90,7 @@ impl Args {
             kernels: ALL.iter().map(kernel).collect(),
             steps: vec![
                 ("products", products(&caps)),
-                ("experts", moe_layer::Crossover::of(&caps).to_string()),
+                ("experts", experts(&caps)),
                 ("prompts", prompts(&caps, matrices)),
                 ("decode", mla_decode_fused::CHOICE.to_string()),
                 ("mla_decode", decoder),
@@ -122,8 +122,19 @@ fn products(caps: &Caps) -> String {
     match gemm_coop::refusal(caps) {
         Some(why) => format!("{few}; on invocations: {why}"),
         None => {
-            format!("{few}; there on matrix units (gemm_coop, moe_gemm_coop) for f16 weights, where self-tests pass")
+            format!(
+                "{few}; there, in however many tiles, on matrix units (gemm_coop) for f16 weights, where self-tests pass"
+            )
         }
+    }
+}
+
+/// Which kernels multiply with the weights of experts.
+fn experts(caps: &Caps) -> String {
+    let few = moe_layer::Crossover::of(caps).to_string();
+    match gemm_coop::refusal(caps) {
+        Some(_) => few,
+        None => format!("{few}; on matrix units, for f16 weights where self-tests pass, {}", moe_layer::on_matrices()),
     }
 }
 
@@ -152,7 +163,10 @@ fn decoder(device: &Device) -> Result<(String, bool)> {
         return Ok((format!("on invocations{faults}"), false));
     }
     let formats = formats.join(" or ");
-    Ok((format!("on matrix units (mla_decode_coop, its self-test passed) where the cache is {formats}{faults}"), true))
+    let many = Decoder::new(&spec(128, RecordFormat::F16), 64, device)?;
+    let little = many.little().map_or_else(String::new, |little| format!(", larger ones in {little}"));
+    let how = format!("on matrix units (mla_decode_coop, its self-test passed) where the cache is {formats}");
+    Ok((format!("{how}, in blocks of {} rows for 128 heads{little}{faults}", many.rows()), true))
 }
 
 /// Why that adapter.
@@ -261,5 +275,15 @@ mod tests {
         assert!(why(&Selector::Best, &list[..1], Some(0)).contains("only one"));
         assert!(why(&Selector::Best, &[], None).contains("no GPU adapter"));
         assert!(why(&Selector::Index(0), &list, Some(0)).contains("--adapter"));
+    }
+
+    #[test]
+    fn rules_of_matrix_units_are_told_where_there_are_some() {
+        let part = "moe_gemm_coop in tiles of 32, from 24 of 64, from 96 of 128";
+        assert!(experts(&Caps::matrices()).contains(part), "{}", experts(&Caps::matrices()));
+        assert!(!experts(&Caps::portable()).contains("matrix units"));
+        assert!(
+            products(&Caps::matrices()).contains("gemm_coop") && products(&Caps::portable()).contains("on invocations")
+        );
     }
 }

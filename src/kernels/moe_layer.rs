@@ -181,6 +181,14 @@ const MATRICES_FROM: f32 = 2.0;
 /// From so many on, tiles of 64 pairs instead of 32, and of 128.
 const MATRICES_WIDE: [f32; 2] = [24.0, 96.0];
 
+/// The rule on matrix units, for `lamina info`.
+pub fn on_matrices() -> String {
+    let [wide, wider] = MATRICES_WIDE;
+    format!(
+        "moe_gemv below {MATRICES_FROM} pairs an expert, moe_gemm_coop in tiles of 32, from {wide} of 64, from {wider} of 128"
+    )
+}
+
 impl MoeLayer {
     /// For a device; `matrices` says that `moe_gemm_coop` works there.
     ///

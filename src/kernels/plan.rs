@@ -2,6 +2,7 @@
 //! same work (FlashMLA's scheduler metadata is the model).
 
 use std::cmp::Reverse;
+use std::fmt;
 
 use super::mla_combine::MOST_SPLITS;
 use super::{Sequence, Split};
@@ -38,6 +39,12 @@ pub struct Little {
     pub rows: u32,
     /// The most work: pairs of a (query token, head) row and a token of its context.
     pub most: u64,
+}
+
+impl fmt::Display for Little {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "blocks of {} rows for steps of at most {} pairs of a row and a token", self.rows, self.most)
+    }
 }
 
 /// What a plan is made for.
