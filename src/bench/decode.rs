@@ -369,17 +369,22 @@ impl Bench<'_> {
         let count = CHECKED.min(rows);
         // From the first to the last, of all sequences and heads.
         let sampled: Vec<usize> = (0..count).map(|i| i * (rows - 1) / (count - 1).max(1)).collect();
-        let expected = sampled.par_iter().map(|row| {
-            let token = row / heads;
-            let sequence = &set.batch[token / self.shape.tokens as usize];
-            let seen = sequence.position + token as u32 - sequence.first_row + 1;
+        let of = |row: &usize| row / heads / self.shape.tokens as usize;
+        let expected = |rows: &[usize]| {
+            // Rows of a sequence share its records: a long context takes much of the host's memory.
+            let sequence = &set.batch[of(&rows[0])];
+            let seen = |row: &usize| sequence.position + (row / heads) as u32 - sequence.first_row + 1;
             let table = &set.table[sequence.pages as usize..];
-            let records: Vec<f32> =
-                (0..seen).flat_map(|t| self.format.decode(pages.record(table, t), r, width - r)).collect();
-            let query = &set.queries[row * width..][..width];
-            reference::mla_decode::attend(query, records.chunks_exact(width), r)
-        });
-        let expected: Vec<(Vec<f64>, f64)> = expected.collect();
+            let record = |token| self.format.decode(pages.record(table, token), r, width - r);
+            let records: Vec<f32> = (0..rows.iter().map(seen).max().unwrap_or(0)).flat_map(record).collect();
+            let attended = rows.par_iter().map(|row| {
+                let query = &set.queries[row * width..][..width];
+                reference::mla_decode::attend(query, records.chunks_exact(width).take(seen(row) as usize), r)
+            });
+            attended.collect::<Vec<_>>()
+        };
+        let sequences: Vec<&[usize]> = sampled.chunk_by(|a, b| of(a) == of(b)).collect();
+        let expected: Vec<(Vec<f64>, f64)> = sequences.into_par_iter().flat_map_iter(expected).collect();
         let mut worst: f64 = 0.0;
         for (row, (values, expected_lse)) in sampled.iter().zip(&expected) {
             let (found, lse) = results(*row);
