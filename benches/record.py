@@ -87,7 +87,8 @@ def main():
 
     asked.dir.mkdir(parents=True, exist_ok=True)
     # The kernels' own tables, not what `lamina bench tune` kept here.
-    os.environ["LAMINA_CACHE"] = tempfile.mkdtemp(prefix="lamina-record-")
+    kept = tempfile.TemporaryDirectory(prefix="lamina-record-")
+    os.environ["LAMINA_CACHE"] = kept.name
     started = time.monotonic()
     checked = check(asked.lamina) if not asked.only else None
     if checked:
@@ -100,7 +101,7 @@ def main():
             record = json.loads(done.stdout)
             (asked.dir / f"{name}.json").write_bytes(done.stdout)
             rows.append((f"{name}.json", shown(command)))
-        elif not (done.returncode == 2 and "--variant" in line):
+        elif not (done.returncode == 2 and "subgroup" in line):
             failed.append(name)
         ended = "failed" if name in failed else "this adapter has no such variant"
         told(time.monotonic() - started, shown(command) + ("" if done.returncode == 0 else f": {ended}"))

@@ -104,16 +104,29 @@ fn a_text_that_the_context_cuts_off_says_so() {
 #[test]
 fn ctrl_c_between_answers_ends_the_conversation() {
     use std::io::{BufRead, BufReader};
-    let mut command = lamina("interrupted", &["chat", "--max-tokens", "2"]);
+    use std::time::{Duration, Instant};
+    let mut command = lamina("interrupted", &["chat", "--max-tokens", "2", "--temperature", "0"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
     let mut input = child.stdin.take().expect("a pipe");
     input.write_all(b"Once upon a time\n").expect("it reads");
     let mut answer = String::new();
     BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut answer).expect("it answers");
+    std::thread::sleep(Duration::from_millis(200)); // it is behind the answer's end
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("there is kill");
     assert!(sent.success() && !answer.trim().is_empty());
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let ended = loop {
+        match child.try_wait().expect("it can be asked") {
+            Some(status) => break status.code(),
+            None if Instant::now() > deadline => {
+                child.kill().expect("it can be ended");
+                panic!("it waits for a line after Ctrl-C");
+            }
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
     drop(input);
+    assert_eq!(ended, Some(130));
 }
 
 #[test]

@@ -81,11 +81,7 @@ impl Clock {
         let each = warm_up(device, recordings).await?.max(Duration::from_nanos(100));
         let together = ((SUBMISSION.as_secs_f64() / each.as_secs_f64()) as usize).clamp(1, MOST_RUNS);
         let mut times = Vec::new();
-        let mut round = 0;
-        let least = if self.by == By::Queue && together > 1 { LEAST_SUBMISSIONS } else { 1 };
-        while round < rounds || times.len() < least {
-            // Short lists several times in a submission, long ones in several.
-            let turns = (together / recordings.len()).clamp(1, rounds.saturating_sub(round).max(1));
+        for turns in submissions(self.by, together, recordings.len(), rounds) {
             for part in recordings.chunks(together) {
                 match self.by {
                     By::Timestamps => {
@@ -95,7 +91,6 @@ impl Clock {
                     By::Queue => times.push(self.mean(device, part, turns).await?),
                 }
             }
-            round += turns;
         }
         Ok(times)
     }
@@ -108,6 +103,19 @@ impl Clock {
         }
         let spent = until_done(device, &all).await?.as_secs_f64() - self.overhead_us * 1e-6;
         Ok(Duration::from_secs_f64(spent.max(0.0) / (turns * recordings.len()) as f64))
+    }
+}
+
+/// How often each submission runs a list of `length` recordings, `rounds` times in all, where `together` runs make a
+/// submission: short lists several times, long ones in parts. By the queue, where each is one figure, all are of one
+/// size and there are enough of them, so that there may be more rounds.
+fn submissions(by: By, together: usize, length: usize, rounds: usize) -> Vec<usize> {
+    let turns = (together / length).clamp(1, rounds.max(1));
+    let whole = vec![turns; rounds / turns];
+    match by {
+        By::Timestamps => whole.into_iter().chain(Some(rounds % turns).filter(|rest| *rest > 0)).collect(),
+        By::Queue if together == 1 => vec![turns; rounds],
+        By::Queue => vec![turns; rounds.div_ceil(turns).max(LEAST_SUBMISSIONS)],
     }
 }
 
@@ -162,6 +170,21 @@ async fn warm_up(device: &Device, recordings: &[Recording]) -> Result<Duration> 
 mod tests {
     use super::*;
     use crate::gpu::Options;
+
+    #[test]
+    fn submissions_by_the_queue_are_of_one_size_and_at_least_five() {
+        let queue = |together, length, rounds| submissions(By::Queue, together, length, rounds);
+        assert_eq!(queue(2048, 1, 50), [50; 5]);
+        assert_eq!(queue(20, 2, 25), [10; 5]);
+        assert_eq!(queue(20, 2, 100), [10; 10]);
+        assert_eq!(queue(20, 40, 3), [1; 5], "in two parts each");
+        assert_eq!(queue(1, 1, 3), [1; 3], "long runs are not made more");
+        let stamps = |together, length, rounds| submissions(By::Timestamps, together, length, rounds);
+        assert_eq!(stamps(2048, 1, 50), [50]);
+        assert_eq!(stamps(20, 2, 25), [10, 10, 5]);
+        assert_eq!(stamps(1, 1, 3), [1; 3]);
+        assert!(stamps(20, 2, 0).is_empty());
+    }
 
     #[test]
     fn the_cpu_device_has_no_clock() {

@@ -208,6 +208,8 @@ impl Bench<'_> {
             Ok(found) => found,
             Err(why) => return Ok(Outcome::Skipped(why)),
         };
+        // Before they are drawn.
+        device.caps().check_bound(4 * shape.rows() as u64 * u64::from(r + p), "queries")?;
         if pages.as_ref().is_none_or(|pages| pages.count() < need) {
             *pages = None; // before there are others
             *pages = Some(self.pages(need)?);

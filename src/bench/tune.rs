@@ -62,12 +62,23 @@ impl Sums {
         Sums { kernel: case.kernel, class, shares, cases: 0, untuned, wrong: false }
     }
 
-    /// Adds a case's times, one for each variant.
-    fn add(&mut self, times: &[f64]) {
+    /// Why a case does not count for the class: its variants are others.
+    fn refuses(&self, case: &AnyCase, caps: &Caps) -> Option<String> {
+        let (of_case, of_class) =
+            ((case.variants)(caps), self.shares.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        (of_case != of_class).then(|| format!("its variants are {of_case:?}, not {of_class:?} as its class's"))
+    }
+
+    /// Adds a case's times, one for each variant; why not, where the clock shows none.
+    fn add(&mut self, times: &[f64]) -> std::result::Result<(), String> {
         let usual = self.shares.iter().zip(times).find(|((name, _), _)| *name == self.untuned);
         let usual = usual.map_or(f64::NAN, |(_, us)| *us);
+        if !times.iter().chain([&usual]).all(|us| us.is_finite() && *us > 0.0) {
+            return Err(format!("too short for this clock: {times:?} us"));
+        }
         self.shares.iter_mut().zip(times).for_each(|((_, sum), us)| *sum += us / usual);
         self.cases += 1;
+        Ok(())
     }
 
     fn measured(&self) -> bool {
@@ -126,6 +137,10 @@ pub async fn measure(
             classes.len() - 1
         });
         let sums = &mut classes[at];
+        if let Some(why) = sums.refuses(&case, caps) {
+            results.skipped.push(Left::new(&case, why));
+            continue;
+        }
         let prepared = Prepared::new(case)?;
         let largest = prepared.job().tensors.iter().map(|tensor| tensor.data.bytes().len() as u64).max();
         if let Some(bytes) = largest.filter(|bytes| *bytes > caps.binding_bytes) {
@@ -134,7 +149,11 @@ pub async fn measure(
             continue;
         }
         match times(device, clock, &prepared, &sums.shares, cold_bytes).await {
-            Ok(times) => sums.add(&times),
+            Ok(times) => {
+                if let Err(why) = sums.add(&times) {
+                    results.skipped.push(Left::new(prepared.case(), why));
+                }
+            }
             Err(lost @ Error::DeviceLost { .. }) => return Err(lost),
             Err(memory @ Error::OutOfMemory { .. }) => {
                 results.skipped.push(Left::new(prepared.case(), memory.to_string()))
@@ -191,8 +210,9 @@ mod tests {
         let mut sums = Sums { kernel, class, shares, cases: 0, untuned: "portable", wrong: false };
         assert!(!sums.measured());
         for times in [[10.0, 6.0], [20.0, 14.0], [4000.0, 4100.0]] {
-            sums.add(&times);
+            sums.add(&times).unwrap();
         }
+        assert!(sums.add(&[0.0, 1.0]).is_err() && sums.add(&[1.0, f64::NAN]).is_err(), "they would leave no numbers");
         let tuned = sums.tuned("2026-11-27");
         assert_eq!((tuned.variant.as_str(), tuned.shares[0].1), ("subgroup", 1.0));
         assert!((tuned.shares[1].1 - (0.6 + 0.7 + 1.025) / 3.0).abs() < 1e-12, "{tuned:?}");

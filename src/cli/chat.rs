@@ -11,14 +11,16 @@ use crate::{Error, Result};
 
 const AFTER_HELP: &str = "\
 Reads a line, prints the model's answer, and so on to the end of the input (Ctrl-D). Ctrl-C ends an
-answer, and between answers the command (exit code 130). What stays the same of the conversation is not computed again.
+answer, and between answers the command. What stays the same of the conversation is not computed
+again.
 
 Examples:
   lamina chat --model DIR
   lamina chat --model DIR --system \"You are a patient teacher.\" --temperature 0.7
   printf 'Hello\\nAnd in French?\\n' | lamina chat --model DIR
 
-Exit codes: 0 done; 1 a file or the driver is at fault; 2 the command line cannot be meant.";
+Exit codes: 0 done; 1 a file or the driver is at fault; 2 the command line cannot be meant; 130 Ctrl-C
+between answers.";
 
 /// Hold a conversation
 #[derive(Debug, clap::Args)]
@@ -66,9 +68,11 @@ impl Args {
             let same = held.iter().zip(&all).take_while(|(a, b)| a == b).count().min(all.len() - 1);
             session.engine.truncate(id, same);
             session.engine.see(id, &all)?;
-            let said = answer(&mut session, id, (&all, &all[same..]), &self.sample, &interrupt, print)?;
+            let answering = interrupt.answering();
+            let said = answer(&mut session, id, (&all, &all[same..]), &self.sample, &answering, print)?;
             print("\n")?;
             said.tell_end(&session);
+            drop(answering);
             log::info!("{}", said.timings.line(said.records.len(), session.engine.device().caps()));
             held = all;
             held.extend(said.records.iter().map(|record| record.token));

@@ -118,13 +118,13 @@ fn prompts(caps: &Caps, matrices: bool) -> String {
 
 /// Which kernels multiply with the weights.
 fn products(caps: &Caps) -> String {
-    let few = Linear::new(caps).crossover().to_string();
+    let linear = Linear::new(caps);
+    let rule = linear.crossover();
     match gemm_coop::refusal(caps) {
-        Some(why) => format!("{few}; on invocations: {why}"),
+        Some(why) => format!("{rule}; on invocations: {why}"),
         None => {
-            format!(
-                "{few}; there, in however many tiles, on matrix units (gemm_coop) for f16 weights, where self-tests pass"
-            )
+            let from = rule.gemm_from;
+            format!("{rule}; for f16 weights, where self-tests pass, gemm_coop on matrix units from {from} tokens on")
         }
     }
 }
@@ -145,26 +145,25 @@ fn decoder(device: &Device) -> Result<(String, bool)> {
     if let Some(why) = MlaDecodeCoop::refusal(&spec(16, RecordFormat::F16), device.caps()) {
         return Ok((format!("on invocations: {why}"), false));
     }
-    let (mut formats, mut faults) = (Vec::new(), String::new());
+    let (mut passed, mut faults) = (Vec::new(), String::new());
     for (format, name) in [(RecordFormat::F16, "f16"), (RecordFormat::Fp8, "fp8")] {
         let tried = [16, 128].map(|rows| MlaDecodeCoop::tried(&spec(rows, format), device));
-        let mut passed = true;
+        let before = faults.len();
         for outcome in tried {
             if let Err(fault) = outcome? {
-                passed = false;
                 faults += &format!("; the self-test of mla_decode_coop with {name} failed, {fault}");
             }
         }
-        if passed {
-            formats.push(name);
+        if faults.len() == before {
+            passed.push((format, name));
         }
     }
-    if formats.is_empty() {
+    if passed.is_empty() {
         return Ok((format!("on invocations{faults}"), false));
     }
-    let formats = formats.join(" or ");
-    let many = Decoder::new(&spec(128, RecordFormat::F16), 64, device)?;
-    let little = many.little().map_or_else(String::new, |little| format!(", larger ones in {little}"));
+    let formats = passed.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(" or ");
+    let many = Decoder::new(&spec(128, passed[0].0), 64, device)?;
+    let little = many.little().map_or_else(String::new, |little| format!(", in {little}"));
     let how = format!("on matrix units (mla_decode_coop, its self-test passed) where the cache is {formats}");
     Ok((format!("{how}, in blocks of {} rows for 128 heads{little}{faults}", many.rows()), true))
 }

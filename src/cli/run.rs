@@ -6,7 +6,7 @@ use futures::StreamExt;
 use pollster::block_on;
 use serde::Serialize;
 
-use super::session::{Interrupt, ModelArgs, SampleArgs, Session, Timings};
+use super::session::{Answering, Interrupt, ModelArgs, SampleArgs, Session, Timings};
 use super::{print, say};
 use crate::bench::report::Ran;
 use crate::engine::SequenceId;
@@ -89,7 +89,8 @@ impl Args {
         session.engine.see(id, &prompt)?;
         let shows = !self.json;
         let interrupt = Interrupt::listen()?;
-        let answer = answer(&mut session, id, (&prompt, &prompt), &self.sample, &interrupt, |piece| match shows {
+        let answering = interrupt.answering(); // to the end: what is said of the text is part of it
+        let answer = answer(&mut session, id, (&prompt, &prompt), &self.sample, &answering, |piece| match shows {
             true => print(piece),
             false => Ok(()),
         })?;
@@ -177,13 +178,13 @@ impl Answer {
 }
 
 /// Appends `new` to a sequence whose tokens, `new` included, are `all`, and gives each piece of what follows
-/// to `show`.
+/// to `show`; `answering` tells where the user ends it.
 pub(super) fn answer(
     session: &mut Session,
     id: SequenceId,
     (all, new): (&[u32], &[u32]),
     sample: &SampleArgs,
-    interrupt: &Interrupt,
+    answering: &Answering,
     mut show: impl FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
     let mut text: Option<TextStream> = session.text.as_ref().map(|t| t.stream(all, &sample.stop)).transpose()?;
@@ -193,7 +194,6 @@ pub(super) fn answer(
     let started = Instant::now();
     let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
     let mut finish = None;
-    let answering = interrupt.answering();
     {
         let mut stream = std::pin::pin!(session.engine.generate(id, new, request));
         while let Some(record) = block_on(stream.next()) {
@@ -219,7 +219,6 @@ pub(super) fn answer(
             }
         }
     }
-    drop(answering);
     let most = if records.len() == sample.max_tokens { Finish::Most } else { Finish::Context };
     if let Some(text) = &mut text {
         let rest = text.finish()?;

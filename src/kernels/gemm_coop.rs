@@ -157,7 +157,7 @@ impl Kernel for GemmCoop {
     }
 
     fn class(spec: &Spec) -> String {
-        format!("fragments of {} tokens", 16 * spec.fragments)
+        format!("tiles of {} tokens", tile_tokens(spec.fragments))
     }
 
     fn variants(spec: &Spec, caps: &Caps) -> Vec<Variant<Tuning>> {

@@ -159,17 +159,19 @@ impl Kernel for MlaAppend {
 
     fn cases(set: Set) -> Vec<Case<MlaAppend>> {
         if set == Set::Timed {
-            let timed = |(position, tokens)| Shape {
+            let timed = |(format, position, tokens)| Shape {
                 shape: (512, 64),
                 page: 64,
-                format: RecordFormat::F16,
+                format,
                 layout: RopeLayout::Interleaved,
                 sequences: vec![(position, tokens)],
                 chunks: 1,
                 offset: 0,
                 scale: 1.0,
             };
-            return [(4095, 1), (0, 512)].map(|s| timed(s).case()).into();
+            let formats = [RecordFormat::F16, RecordFormat::Fp8];
+            let both = formats.map(|format| [(format, 4095, 1), (format, 0, 512)]);
+            return both.into_iter().flatten().map(|s| timed(s).case()).collect();
         }
         let shapes = [(512, 64), (32, 8), (48, 16), (512, 0), (256, 32), (144, 6), (16, 2), (768, 64)];
         let pages = [64, 16, 128, 32];

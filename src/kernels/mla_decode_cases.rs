@@ -208,7 +208,7 @@ impl Shape {
     }
 
     /// What benchmarks ask for: FlashMLA's shapes, alone and in a batch of 128.
-    fn timed() -> [Shape; 9] {
+    fn timed() -> [Shape; 13] {
         let shape = |batch: usize, length: u32, heads| Shape {
             heads,
             context: Context {
@@ -221,11 +221,16 @@ impl Shape {
             },
             workgroups: 264,
         };
+        let fp8 = |shape: Shape| Shape { context: Context { format: RecordFormat::Fp8, ..shape.context }, ..shape };
         [
             shape(1, 4096, 16),
             shape(1, 32_768, 16),
             shape(1, 131_072, 16),
+            shape(1, 32_768, 20),
             shape(1, 32_768, 128),
+            fp8(shape(1, 32_768, 16)),
+            fp8(shape(1, 32_768, 20)),
+            fp8(shape(1, 32_768, 128)),
             shape(128, 4096, 16),
             shape(128, 4096, 20),
             shape(128, 4096, 40),

@@ -57,14 +57,14 @@ const MOST_LATENT: u32 = 512;
 const MOST_WIDTH: u32 = 576;
 /// Workgroups that fill a large device once: each has the registers of a compute unit to itself.
 pub const WORKGROUPS: u32 = 128;
-/// What a split costs a workgroup of 16 and of 64 rows, measured on an H100 when blocks of 64 took an eighth
-/// more than now. Now, with a batch of 128, 32 rows take 335 us in blocks of 16, and 33 rows 312 in one of 64; but with
+/// What a split costs a workgroup of 16 and of 64 rows, measured on an H100 when blocks of 64 took a sixth more than
+/// now. On 2026-11-26 with a batch of 128, 32 rows took 335 us in blocks of 16, and 33 rows 312 in one of 64; but with
 /// one sequence of 131,072 tokens 97 and 102, with 32,768 37 and 48. An engine has one sequence: 32 rows keep to 16.
 const COSTS: [(u32, u32); 2] = [(16, 3), (64, 7)];
 
-/// Where blocks of 16 rows take less time than one of 64, which [`COSTS`] prefers: one sequence of 64 rows takes an H100
-/// 19.1 us in blocks of 16 with 4,096 tokens and 23.9 with 8,192, and in one of 64 42.6 with 16,384 and 53.4 with 32,768,
-/// where blocks of 16 took 55; with as many pairs as 64 rows and 16,384 tokens have, 32 rows take 36.9 in blocks of 16.
+/// Where blocks of 16 rows take less time than one of 64, which [`COSTS`] prefers. On 2026-11-26 one sequence of 64 rows
+/// took an H100 19.1 us in blocks of 16 with 4,096 tokens and 23.9 with 8,192, and in one of 64 42.6 with 16,384 and
+/// 53.4 with 32,768 (49.8 since), where blocks of 16 took 55; 32 rows with as many pairs as 64 and 16,384 tokens 36.9.
 const LITTLE: Little = Little { rows: 16, most: 1 << 20 };
 
 /// The rows of a workgroup for which all workgroups together cost least.

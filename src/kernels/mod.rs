@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_token_asks_of_these_kernels_is_of_a_class_that_is_timed() {
+    fn classes_of_products_experts_and_routers_are_timed() {
         for name in ["gemv", "moe_gemv", "moe_route"] {
             let entry = ALL.iter().find(|entry| entry.name == name).expect("in the list");
             let classes = |set| (entry.cases)(set).into_iter().map(|case| case.class).collect::<Vec<_>>();

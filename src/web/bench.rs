@@ -75,7 +75,7 @@ impl WebDevice {
         let device = &self.0;
         let measured = async {
             let clock = Clock::of(device).await?;
-            let ceilings = ceilings::measure(device, &clock, mib.max(2) << 20).await?;
+            let ceilings = ceilings::measure(device, &clock, mib.clamp(2, 65_536) << 20).await?;
             let work = Work {
                 shapes: Shape::product(&batch, &heads, &context),
                 formats: dtype.into_iter().map(RecordFormat::from).collect(),

@@ -30,18 +30,19 @@ fn bench_tune_keeps_the_fastest_variants_for_the_adapter_until_they_are_forgotte
     known.sort_unstable();
     assert_eq!(keys(&bench), known);
     let tuned = bench["tuned"].as_array().expect("a list");
-    assert_eq!(tuned.len(), 1, "{bench}");
+    let classes: Vec<&Value> = tuned.iter().map(|tuned| &tuned["class"]).collect();
+    assert_eq!(classes, ["records of F16", "records of Fp8"], "{bench}");
     assert_eq!(keys(&tuned[0]), ["class", "date", "kernel", "shares", "untuned", "variant"]);
     assert_eq!((&tuned[0]["kernel"], &tuned[0]["untuned"]), (&"mla_append".into(), &"subgroup".into()));
     let taken = appends().0.expect("info says what was measured");
-    assert_eq!(taken["variant"], tuned[0]["variant"]);
+    assert!(tuned.iter().any(|tuned| tuned["variant"] == taken["variant"]), "{taken} of {bench}");
 
     // Whatever won here, the file decides.
     let file = bench["file"].as_str().expect("a path");
     let whole = std::fs::read_to_string(file).expect("the file is there");
     for variant in ["portable", "subgroup"] {
         let mut kept: Value = serde_json::from_str(&whole).expect("JSON");
-        kept["tuned"][0]["variant"] = variant.into();
+        (0..2).for_each(|class| kept["tuned"][class]["variant"] = variant.into());
         std::fs::write(file, kept.to_string()).expect("it can be written");
         assert_eq!(appends().0.expect("measured")["variant"], variant);
     }
