@@ -101,10 +101,13 @@ def main():
             record = json.loads(done.stdout)
             (asked.dir / f"{name}.json").write_bytes(done.stdout)
             rows.append((f"{name}.json", shown(command)))
-        elif not (done.returncode == 2 and "subgroup" in line):
+            ended = ""
+        elif done.returncode == 2 and "subgroup" in line:
+            ended = ": this adapter has no such variant"
+        else:
             failed.append(name)
-        ended = "failed" if name in failed else "this adapter has no such variant"
-        told(time.monotonic() - started, shown(command) + ("" if done.returncode == 0 else f": {ended}"))
+            ended = ": failed"
+        told(time.monotonic() - started, shown(command) + ended)
     if record and not asked.only:
         path.write_text(readme(record, rows, checked))
     if failed:

@@ -77,6 +77,13 @@ pub struct Left {
     pub why: String,
 }
 
+impl Left {
+    /// Of what did not fit the memory.
+    fn new(context: u32, kind: &str, asked: &str, offered: &str) -> Left {
+        Left { context, kind: kind.into(), why: format!("{asked}: {offered}") }
+    }
+}
+
 /// What was measured.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Results {
@@ -139,9 +146,9 @@ pub async fn measure(
     for (name, kind) in work.kinds() {
         let weights = match copies(device, kind, work, software) {
             Err(Error::OutOfMemory { asked, offered, .. }) => {
-                let left =
-                    |context: &u32| Left { context: *context, kind: name.clone(), why: format!("{asked}: {offered}") };
-                results.skipped.extend(work.contexts.iter().map(left));
+                results
+                    .skipped
+                    .extend(work.contexts.iter().map(|context| Left::new(*context, &name, &asked, &offered)));
                 done += work.contexts.len();
                 continue;
             }
@@ -154,8 +161,7 @@ pub async fn measure(
             let bench = Bench { device, clock, ceilings, work, name: &name, kind, context: *context };
             match bench.run(&weights, sets, &mut results).await {
                 Err(Error::OutOfMemory { asked, offered, .. }) => {
-                    let why = format!("{asked}: {offered}");
-                    results.skipped.push(Left { context: *context, kind: name.clone(), why });
+                    results.skipped.push(Left::new(*context, &name, &asked, &offered));
                 }
                 other => other?,
             }

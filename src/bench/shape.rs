@@ -8,8 +8,12 @@ use crate::num::record::RecordFormat;
 pub(super) const WIDTHS: (u32, u32) = (512, 64);
 /// Tokens of a page.
 pub(super) const PAGE: u32 = 64;
-/// The most sequences, heads and tokens of a context that are measured.
-pub const MOST: [u32; 3] = [4096, 1024, 1 << 22];
+/// The most sequences that are measured.
+pub const MOST_SEQUENCES: u32 = 4096;
+/// The most query heads.
+pub const MOST_HEADS: u32 = 1024;
+/// The most tokens of a context.
+pub const MOST_CONTEXT: u32 = 1 << 22;
 
 /// Sequences that decode a step together.
 #[derive(Clone, Debug, PartialEq)]

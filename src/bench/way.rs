@@ -5,7 +5,7 @@ use crate::Result;
 use crate::gpu::Device;
 use crate::kernels::Kernel;
 use crate::kernels::mla_decode::{MlaDecode, Spec};
-use crate::kernels::mla_decode_coop::{Decoder, MlaDecodeCoop};
+use crate::kernels::mla_decode_coop::Decoder;
 
 /// Which kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +37,8 @@ pub(super) fn decoder(
         Way::Portable => return Ok(plain("portable")),
         Way::Subgroup => return Ok(plain("subgroup")),
         Way::Auto => Decoder::new(spec, PAGE, device)?,
-        Way::Coop => match MlaDecodeCoop::tried(spec, device)? {
-            Ok(_) => Decoder::new(spec, PAGE, device)?, // with its blocks for little work
+        Way::Coop => match Decoder::matrices(spec, device)? {
+            Ok(decoder) => decoder,
             Err(why) => return Ok(Err(format!("mla_decode_coop: {why}"))),
         },
     };

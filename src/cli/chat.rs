@@ -72,7 +72,6 @@ impl Args {
             let said = answer(&mut session, id, (&all, &all[same..]), &self.sample, &answering, print)?;
             print("\n")?;
             said.tell_end(&session);
-            drop(answering);
             log::info!("{}", said.timings.line(said.records.len(), session.engine.device().caps()));
             held = all;
             held.extend(said.records.iter().map(|record| record.token));

@@ -147,22 +147,18 @@ fn decoder(device: &Device) -> Result<(String, bool)> {
     }
     let (mut passed, mut faults) = (Vec::new(), String::new());
     for (format, name) in [(RecordFormat::F16, "f16"), (RecordFormat::Fp8, "fp8")] {
-        let tried = [16, 128].map(|rows| MlaDecodeCoop::tried(&spec(rows, format), device));
-        let before = faults.len();
-        for outcome in tried {
-            if let Err(fault) = outcome? {
-                faults += &format!("; the self-test of mla_decode_coop with {name} failed, {fault}");
+        let tried = |rows| MlaDecodeCoop::tried(&spec(rows, format), device);
+        match (tried(16)?, tried(128)?) {
+            (Ok(few), Ok(many)) => passed.push((name, Decoder::of(many, Some(few)))),
+            (few, many) => {
+                for fault in [few.err(), many.err()].into_iter().flatten() {
+                    faults += &format!("; the self-test of mla_decode_coop with {name} failed, {fault}");
+                }
             }
         }
-        if faults.len() == before {
-            passed.push((format, name));
-        }
     }
-    if passed.is_empty() {
-        return Ok((format!("on invocations{faults}"), false));
-    }
-    let formats = passed.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(" or ");
-    let many = Decoder::new(&spec(128, passed[0].0), 64, device)?;
+    let Some((_, many)) = passed.first() else { return Ok((format!("on invocations{faults}"), false)) };
+    let formats = passed.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" or ");
     let little = many.little().map_or_else(String::new, |little| format!(", in {little}"));
     let how = format!("on matrix units (mla_decode_coop, its self-test passed) where the cache is {formats}");
     Ok((format!("{how}, in blocks of {} rows for 128 heads{little}{faults}", many.rows()), true))

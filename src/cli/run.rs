@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::session::{Answering, Interrupt, ModelArgs, SampleArgs, Session, Timings};
 use super::{print, say};
 use crate::bench::report::Ran;
-use crate::engine::SequenceId;
+use crate::engine::{Finish, SequenceId};
 use crate::gpu::Selector;
 use crate::kernels::sample::Record;
 use crate::text::{ChatOptions, Message, Text, TextStream};
@@ -54,7 +54,7 @@ struct Report {
     prompt_tokens: Vec<u32>,
     tokens: Vec<u32>,
     text: Option<String>,
-    finish_reason: &'static str,
+    finish_reason: Finish,
     logprobs: Vec<Logprob>,
     timings: Timings,
     device: Ran,
@@ -104,7 +104,7 @@ impl Args {
         let report = Report {
             prompt_tokens: prompt,
             tokens: answer.records.iter().map(|record| record.token).collect(),
-            finish_reason: answer.finish.reason(),
+            finish_reason: answer.finish,
             text: session.text.is_some().then_some(answer.text),
             logprobs: answer.records.iter().map(|record| Logprob::of(record, vocab)).collect(),
             timings: answer.timings,
@@ -133,30 +133,6 @@ pub(super) fn some(ids: Vec<u32>, what: &str) -> Result<Vec<u32>> {
         return Err(Error::Usage { what: what.into(), expected, found });
     }
     Ok(ids)
-}
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finish {
-    /// One of the tokens that end it, or a text to stop before.
-    Stop,
-    /// The most tokens.
-    Most,
-    /// No room in the context.
-    Context,
-    /// The user.
-    Abort,
-}
-
-impl Finish {
-    /// As OpenAI's API names it (`finish_reason`), and the browser's `Answer`.
-    fn reason(self) -> &'static str {
-        match self {
-            Finish::Stop => "stop",
-            Finish::Most | Finish::Context => "length",
-            Finish::Abort => "abort",
-        }
-    }
 }
 
 /// What a model said.

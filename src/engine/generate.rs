@@ -1,6 +1,7 @@
 //! Text of one sequence, token by token: behind the first, the next step is submitted while the last one runs.
 
 use futures::Stream;
+use serde::Serialize;
 
 use super::pages::SequenceId;
 use super::step::Engine;
@@ -17,6 +18,23 @@ pub struct Request {
     pub max_tokens: usize,
     /// Ids that end the text; they are part of it.
     pub end: Vec<u32>,
+}
+
+/// Why a text ended; its name is what OpenAI's API calls `finish_reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Finish {
+    /// One of the tokens that end it, or a text to stop before.
+    #[serde(rename = "stop")]
+    Stop,
+    /// The most tokens.
+    #[serde(rename = "length")]
+    Most,
+    /// No room in the context.
+    #[serde(rename = "length")]
+    Context,
+    /// The user.
+    #[serde(rename = "abort")]
+    Abort,
 }
 
 /// A sequence that is being continued.

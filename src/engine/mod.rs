@@ -11,7 +11,7 @@ mod step;
 
 pub use bisect::{run_until, stages};
 pub use cache::{Cache, CacheShape, LatentPages, PAGES, State};
-pub use generate::Request;
+pub use generate::{Finish, Request};
 pub use options::Options;
 pub use pages::{PageCopy, Pages, SequenceId};
 pub use step::Engine;

@@ -222,6 +222,11 @@ pub enum Decoder {
     },
 }
 
+/// A failed self-test, and what runs instead.
+fn warn(fault: &str, device: &Device, instead: &str) {
+    log::warn!("{}: mla_decode_coop failed its self-test, {fault}; {instead}", device.caps().label());
+}
+
 impl Decoder {
     /// Matrix units where they suit `spec` and pages of `page` tokens, and a case agreed with its twin. A
     /// failed case is a warning: something is wrong with that driver.
@@ -231,26 +236,38 @@ impl Decoder {
     pub fn new(spec: &Spec, page: u32, device: &Device) -> Result<Decoder> {
         let refused = MlaDecodeCoop::refusal(spec, device.caps()).is_some() || !page.is_multiple_of(16);
         if !refused {
-            if let Some(usual) = Self::tried(spec, device, "mla_decode runs")? {
-                let little = match usual.tuning.rows > LITTLE.rows {
-                    true => Self::tried(&Spec { rows: LITTLE.rows, ..spec.clone() }, device, "larger blocks run")?,
-                    false => None,
-                };
-                // What was measured on this adapter may be another.
-                let little = little.filter(|kernel| kernel.tuning.rows == LITTLE.rows);
-                return Ok(Decoder::Matrices { usual, little });
+            match Self::matrices(spec, device)? {
+                Ok(decoder) => return Ok(decoder),
+                Err(fault) => warn(&fault, device, "mla_decode runs"),
             }
         }
         Ok(Decoder::Plain(MlaDecode::chosen(spec, device.caps())))
     }
 
-    /// The kernel on matrix units, unless it fails, which is a warning that names what runs.
-    fn tried(spec: &Spec, device: &Device, instead: &str) -> Result<Option<MlaDecodeCoop>> {
-        let tried = MlaDecodeCoop::tried(spec, device)?;
-        if let Err(fault) = &tried {
-            log::warn!("{}: mla_decode_coop failed its self-test, {fault}; {instead}", device.caps().label());
+    /// On matrix units, once a case agreed with its twin; why not, where the kernel is refused or fails.
+    ///
+    /// # Errors
+    /// As [`MlaDecodeCoop::tried`].
+    pub fn matrices(spec: &Spec, device: &Device) -> Result<std::result::Result<Decoder, String>> {
+        let usual = match MlaDecodeCoop::tried(spec, device)? {
+            Ok(usual) => usual,
+            Err(why) => return Ok(Err(why)),
+        };
+        let mut little = None;
+        if usual.tuning.rows > LITTLE.rows {
+            match MlaDecodeCoop::tried(&Spec { rows: LITTLE.rows, ..spec.clone() }, device)? {
+                Ok(kernel) => little = Some(kernel),
+                Err(fault) => warn(&fault, device, "larger blocks run"),
+            }
         }
-        Ok(tried.ok())
+        Ok(Ok(Self::of(usual, little)))
+    }
+
+    /// Of kernels that were tried: one for most steps, and perhaps one for steps of little work.
+    pub fn of(usual: MlaDecodeCoop, little: Option<MlaDecodeCoop>) -> Decoder {
+        // What was measured on this adapter may be another.
+        let little = little.filter(|kernel| usual.tuning.rows > LITTLE.rows && kernel.tuning.rows == LITTLE.rows);
+        Decoder::Matrices { usual, little }
     }
 
     /// (Token, head) rows that a workgroup folds in most steps.

@@ -9,7 +9,7 @@ use crate::bench::ceilings;
 use crate::bench::clock::Clock;
 use crate::bench::decode::{self, Work};
 use crate::bench::report::Report;
-use crate::bench::shape::{MOST, Shape};
+use crate::bench::shape::{MOST_CONTEXT, MOST_HEADS, MOST_SEQUENCES, Shape};
 use crate::bench::way::Way;
 use crate::num::record::RecordFormat;
 use crate::{Error, Result};
@@ -31,8 +31,11 @@ struct Asked {
 impl Asked {
     /// Refuses numbers that no shape can have.
     fn check(&self) -> Result<()> {
-        let lists = [("batch", &self.batch), ("heads", &self.heads), ("context", &self.context)];
-        for ((what, list), most) in lists.into_iter().zip(MOST) {
+        for (what, list, most) in [
+            ("batch", &self.batch, MOST_SEQUENCES),
+            ("heads", &self.heads, MOST_HEADS),
+            ("context", &self.context, MOST_CONTEXT),
+        ] {
             if let Some(found) = list.iter().find(|number| !(1..=most).contains(*number)) {
                 let (expected, found) = (format!("1 to {most}"), found.to_string());
                 return Err(Error::Usage { what: what.into(), expected, found });

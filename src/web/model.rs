@@ -9,7 +9,7 @@ use wasm_bindgen::prelude::*;
 use web_time::Instant;
 
 use super::{Thrown, WebDevice, call, json, parse, thrown};
-use crate::engine::{Engine, Options, Request, SequenceId};
+use crate::engine::{Engine, Finish, Options, Request, SequenceId};
 use crate::gpu;
 use crate::kernels::sample::Sampler;
 use crate::model::generation::Generation;
@@ -176,8 +176,7 @@ struct Said {
 struct Answer {
     text: String,
     tokens: Vec<u32>,
-    /// `stop`, `length` or `abort`.
-    finish_reason: &'static str,
+    finish_reason: Finish,
     prompt_tokens: usize,
     /// Tokens of the prompt that the cache held already.
     cached_tokens: usize,
@@ -409,7 +408,7 @@ impl WebModel {
         let end = if asked.ignore_eos { Vec::new() } else { self.generation.eos.clone() };
         let max_tokens = asked.max_tokens.unwrap_or(256);
         let request = Request { seed: asked.seed, max_tokens, end: end.clone() };
-        let (mut shown, mut tokens, mut finish_reason) = (String::new(), Vec::new(), "length");
+        let (mut shown, mut tokens, mut finish_reason) = (String::new(), Vec::new(), Finish::Most);
         let started = Instant::now();
         let (mut first, mut last) = (0.0, 0.0);
         {
@@ -431,11 +430,11 @@ impl WebModel {
                 let heard = [piece.into(), record.token.into(), tokens.len().into(), context.into()];
                 let aborted = call(each, &heard).await?;
                 if ended || text.as_ref().is_some_and(|text| text.stopped()) {
-                    finish_reason = "stop";
+                    finish_reason = Finish::Stop;
                     break;
                 }
                 if aborted {
-                    finish_reason = "abort";
+                    finish_reason = Finish::Abort;
                     break;
                 }
             }

@@ -3,7 +3,7 @@
 use pollster::block_on;
 
 use super::tables::{digits, percent, rows};
-use super::{Output, Progress, Size, UNCHECKED};
+use super::{Output, Progress, Size, UNCHECKED, untimed};
 use crate::bench::attention::{self, Figure, Results, SEED, Work};
 use crate::bench::layer_weights::Dims;
 use crate::gpu::{Caps, Device, Selector};
@@ -70,8 +70,7 @@ impl AttentionBench {
         let results = results?;
         if results.attention.is_empty() && results.failed.is_empty() {
             let expected = format!("sizes that fit {}", device.caps().label());
-            let found = results.skipped.first().map_or_else(|| "nothing".into(), |left| left.why.clone());
-            return Err(Error::Usage { what: "what is to be timed".into(), expected, found });
+            return Err(untimed(expected, results.skipped.first().map(|left| &left.why)));
         }
         let code = u8::from(!results.failed.is_empty());
         self.output.print(&device, clock, ceilings, results, text)?;

@@ -4,14 +4,14 @@ use clap::ValueEnum;
 use pollster::block_on;
 
 use super::tables::{digits, percent, rows};
-use super::{COLD, Output, Progress, Size, UNCHECKED};
+use super::{COLD, Output, Progress, Size, UNCHECKED, untimed};
+use crate::Result;
 use crate::bench::decode::{self, Figure, Results, Work};
 use crate::bench::published::Named;
-use crate::bench::shape::{Asked, MOST, Shape};
+use crate::bench::shape::{Asked, MOST_CONTEXT, MOST_HEADS, MOST_SEQUENCES, Shape};
 use crate::bench::way::Way;
 use crate::gpu::{Caps, Device, Selector};
 use crate::num::record::RecordFormat;
-use crate::{Error, Result};
 
 #[derive(Debug, clap::Args)]
 pub struct KernelBench {
@@ -20,13 +20,13 @@ pub struct KernelBench {
     #[arg(value_enum, conflicts_with_all = ["batch", "heads", "context"])]
     case: Option<Case>,
     /// Sequences [default: 1,4,16,128; on a CPU driver 1]
-    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST[0])))]
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=MOST_SEQUENCES.into()))]
     batch: Vec<u32>,
     /// Query heads [default: 16,20,64,128; on a CPU driver 16,128]
-    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST[1])))]
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=MOST_HEADS.into()))]
     heads: Vec<u32>,
     /// Tokens of each sequence [default: 1024,4096,8192,16384,32768,131072; on a CPU driver 1024,4096]
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST[2])))]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=MOST_CONTEXT.into()))]
     context: Vec<u32>,
     /// How records are stored [default: f16,fp8]
     #[arg(long, value_name = "FORMAT", value_delimiter = ',')]
@@ -97,10 +97,8 @@ impl KernelBench {
         progress.end();
         let results = results?;
         if results.decode.is_empty() && results.failed.is_empty() {
-            let (what, expected) =
-                ("what is to be timed".into(), format!("something that runs on {}", device.caps().label()));
-            let found = results.skipped.first().map_or_else(|| "nothing".into(), |left| left.why.clone());
-            return Err(Error::Usage { what, expected, found });
+            let expected = format!("something that runs on {}", device.caps().label());
+            return Err(untimed(expected, results.skipped.first().map(|left| &left.why)));
         }
         let code = exit_code(&results);
         self.output.print(&device, clock, ceilings, results, text)?;

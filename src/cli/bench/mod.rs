@@ -13,11 +13,11 @@ use pollster::block_on;
 use serde::Serialize;
 
 use super::print;
-use crate::Result;
 use crate::bench::ceilings::{self, Ceilings};
 use crate::bench::clock::Clock;
 use crate::bench::report::{Nothing, Report};
 use crate::gpu::{Device, Options, Selector};
+use crate::{Error, Result};
 use tables::ceilings_table;
 
 const AFTER_HELP: &str = "\
@@ -114,6 +114,12 @@ impl Progress {
 /// Shaders as release builds have them, in a debug build too.
 const UNCHECKED: Options =
     Options { checked: false, binding_bytes: None, zeroed: false, tuned: true, matrix_units: false };
+
+/// What a benchmark says that has no figure: the first reason that something was skipped for.
+fn untimed(expected: String, skipped: Option<&String>) -> Error {
+    let found = skipped.cloned().unwrap_or_else(|| "nothing".into());
+    Error::Usage { what: "what is to be timed".into(), expected, found }
+}
 
 impl Args {
     pub fn run(&self, selector: &Selector) -> Result<u8> {
